@@ -1,0 +1,3 @@
+//! The waypost server binary.
+
+fn main() {}
