@@ -1,1 +1,17 @@
-//! Protocol.
+//! The Waypost protocols without I/O.
+//!
+//! Bytes, addresses and the time come in; routes, replies and commands come out. This crate opens no socket, reads no
+//! clock, starts no thread and draws no randomness of its own: everything it depends on is an argument, so a whole
+//! deployment runs in a test on a virtual clock.
+//!
+//! * [`wire`]: byte formats (STUN, ChannelData, the native attributes).
+//! * [`forwarding`]: the relay: one table from `(socket, source)` to routes.
+//! * [`lobby`]: sessions, members, match queues, events, introductions.
+//! * [`shard`]: one shard's whole state, driven by the server's event loop.
+//! * [`agent`]: the client's side of all that.
+
+#![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod time;
+pub mod wire;

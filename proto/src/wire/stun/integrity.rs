@@ -1,0 +1,160 @@
+//! MESSAGE-INTEGRITY, MESSAGE-INTEGRITY-SHA256, FINGERPRINT and the long-term key (RFC 8489 sections 14.5 to 14.7 and
+//! 18.5.1). Every comparison of a secret is in constant time.
+
+use hmac::{Hmac, KeyInit, Mac};
+use md5::Digest;
+use sha1::Sha1;
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+
+use super::{HEADER_LEN, Message, attr};
+
+/// XORed onto the CRC so that it cannot be mistaken for another protocol's (RFC 8489 section 14.7).
+pub(super) const FINGERPRINT_XOR: u32 = 0x5354_554e;
+
+/// Which integrity attribute a message carries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Integrity {
+    /// MESSAGE-INTEGRITY: HMAC-SHA1, 20 bytes.
+    Sha1,
+    /// MESSAGE-INTEGRITY-SHA256 of 32 bytes.
+    Sha256,
+    /// MESSAGE-INTEGRITY-SHA256 truncated to 16 bytes, as this project's own methods use it (RFC 8489 section 14.6
+    /// lets a usage allow that).
+    Sha256Truncated,
+}
+
+impl Integrity {
+    /// The attribute type.
+    #[must_use]
+    pub const fn kind(self) -> u16 {
+        match self {
+            Self::Sha1 => attr::MESSAGE_INTEGRITY,
+            Self::Sha256 | Self::Sha256Truncated => attr::MESSAGE_INTEGRITY_SHA256,
+        }
+    }
+
+    /// Bytes of the attribute's value.
+    #[must_use]
+    pub const fn len(self) -> usize {
+        match self {
+            Self::Sha1 => 20,
+            Self::Sha256 => 32,
+            Self::Sha256Truncated => 16,
+        }
+    }
+
+    /// The code over `before`, the message up to the integrity attribute, with its length field as if it ended with it.
+    pub(super) fn compute(self, key: &[u8], before: &[u8]) -> [u8; 32] {
+        let with = before.len() - HEADER_LEN + 4 + self.len();
+        let len = u16::try_from(with)
+            .expect("a message is shorter than 64 KiB")
+            .to_be_bytes();
+        let mut out = [0; 32];
+        match self {
+            Self::Sha1 => {
+                let mut mac =
+                    Hmac::<Sha1>::new_from_slice(key).expect("HMAC takes keys of any length");
+                mac.update(&before[..2]);
+                mac.update(&len);
+                mac.update(&before[4..]);
+                out[..20].copy_from_slice(&mac.finalize().into_bytes());
+            }
+            Self::Sha256 | Self::Sha256Truncated => {
+                let mut mac =
+                    Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+                mac.update(&before[..2]);
+                mac.update(&len);
+                mac.update(&before[4..]);
+                out.copy_from_slice(&mac.finalize().into_bytes());
+            }
+        }
+        out
+    }
+}
+
+impl Message<'_> {
+    /// Whether the message carries this integrity attribute and it fits `key`.
+    #[must_use]
+    pub fn verify_integrity(&self, integrity: Integrity, key: &[u8]) -> bool {
+        let Some(attribute) = self
+            .attributes()
+            .find(|attribute| attribute.kind == integrity.kind())
+        else {
+            return false;
+        };
+        if attribute.value.len() != integrity.len() {
+            return false;
+        }
+        let expected = integrity.compute(key, &self.bytes()[..HEADER_LEN + attribute.at]);
+        expected[..integrity.len()].ct_eq(attribute.value).into()
+    }
+}
+
+/// The key of the long-term credential mechanism (RFC 8489 section 18.5.1).
+#[derive(Clone, PartialEq, Eq)]
+pub enum LongTermKey {
+    /// MD5(username ":" realm ":" password).
+    Md5([u8; 16]),
+    /// SHA-256(username ":" realm ":" password).
+    Sha256([u8; 32]),
+}
+
+impl LongTermKey {
+    /// The MD5 key. The arguments are already prepared (OpaqueString, RFC 8265).
+    #[must_use]
+    pub fn md5(username: &str, realm: &str, password: &str) -> Self {
+        let mut hash = md5::Md5::new();
+        for part in [username, ":", realm, ":", password] {
+            hash.update(part);
+        }
+        Self::Md5(hash.finalize().into())
+    }
+
+    /// The SHA-256 key.
+    #[must_use]
+    pub fn sha256(username: &str, realm: &str, password: &str) -> Self {
+        let mut hash = Sha256::new();
+        for part in [username, ":", realm, ":", password] {
+            hash.update(part);
+        }
+        Self::Sha256(hash.finalize().into())
+    }
+
+    /// The bytes to key the HMAC with.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Md5(key) => key,
+            Self::Sha256(key) => key,
+        }
+    }
+}
+
+const CRC_TABLE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        let mut crc = i as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 1 == 1 {
+                crc >> 1 ^ 0xedb8_8320
+            } else {
+                crc >> 1
+            };
+            bit += 1;
+        }
+        table[i] = crc;
+        i += 1;
+    }
+    table
+};
+
+/// CRC-32 of ITU V.42, which FINGERPRINT uses.
+#[must_use]
+pub fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, &byte| {
+        crc >> 8 ^ CRC_TABLE[(crc as u8 ^ byte) as usize]
+    })
+}
