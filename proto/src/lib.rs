@@ -13,5 +13,8 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod nonce;
+pub mod ticket;
 pub mod time;
+pub mod timer_wheel;
 pub mod wire;
