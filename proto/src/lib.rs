@@ -13,7 +13,11 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod forwarding;
+pub mod lobby;
 pub mod nonce;
+pub mod shard;
+pub mod stats;
 pub mod ticket;
 pub mod time;
 pub mod timer_wheel;

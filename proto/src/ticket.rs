@@ -132,6 +132,12 @@ impl Sealer {
     }
 }
 
+/// The seat that a ticket claims to be for, unchecked: good enough to find the shard that will check it.
+#[must_use]
+pub fn handle_in(sealed: &[u8]) -> Option<SeatHandle> {
+    SeatHandle::from_bytes(sealed.get(4..12)?)
+}
+
 fn mask(secret: &ServerSecret, handle: SeatHandle) -> [u8; 16] {
     secret.derive(&[b"mask", &handle.to_bytes()])
 }
