@@ -1,0 +1,135 @@
+//! The system calls and socket options that neither std nor socket2 offers safely, one function
+//! each. Both backends use it. It keeps no state and decides nothing.
+
+use std::fs::File;
+use std::io;
+use std::mem::size_of;
+use std::net::UdpSocket;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::packet_io::WireAddr;
+
+/// `SO_RCVBUF` in bytes, beyond `net.core.rmem_max` where the process may (CAP_NET_ADMIN).
+pub(crate) fn set_receive_buffer(socket: &impl AsRawFd, bytes: usize) -> io::Result<()> {
+    set_buffer(socket, libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, bytes)
+}
+
+/// `SO_SNDBUF` in bytes, beyond `net.core.wmem_max` where the process may (CAP_NET_ADMIN).
+pub(crate) fn set_send_buffer(socket: &impl AsRawFd, bytes: usize) -> io::Result<()> {
+    set_buffer(socket, libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, bytes)
+}
+
+fn set_buffer(socket: &impl AsRawFd, force: i32, plain: i32, bytes: usize) -> io::Result<()> {
+    let value = i32::try_from(bytes).unwrap_or(i32::MAX);
+    let fd = socket.as_raw_fd();
+    set_option(fd, libc::SOL_SOCKET, force, value)
+        .or_else(|_| set_option(fd, libc::SOL_SOCKET, plain, value))
+}
+
+/// What the kernel does about the path's MTU, ip(7) `IP_MTU_DISCOVER`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum MtuDiscovery {
+    /// Never fragment here, ignore the learnt path MTU; too large for the device is EMSGSIZE.
+    Probe,
+    /// Fragment what is too large.
+    Fragment,
+}
+
+pub(crate) fn set_mtu_discovery(
+    socket: &impl AsRawFd,
+    is_ipv6: bool,
+    discovery: MtuDiscovery,
+) -> io::Result<()> {
+    let (level, option, probe, fragment) = if is_ipv6 {
+        let v6 = (libc::IPV6_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_DONT);
+        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, v6.0, v6.1)
+    } else {
+        let v4 = (libc::IP_PMTUDISC_PROBE, libc::IP_PMTUDISC_DONT);
+        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, v4.0, v4.1)
+    };
+    let value = match discovery {
+        MtuDiscovery::Probe => probe,
+        MtuDiscovery::Fragment => fragment,
+    };
+    set_option(socket.as_raw_fd(), level, option, value)
+}
+
+fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+    let len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes of `value`, which lives on this stack frame, during the
+    // call only.
+    let result = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), len) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// A counter that wakes whoever reads or polls it, eventfd(2). Reads block, so poll first.
+pub(crate) fn eventfd() -> io::Result<File> {
+    // SAFETY: no memory is involved; on success the descriptor is new and owned by nobody else.
+    unsafe {
+        let fd = libc::eventfd(0, libc::EFD_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(File::from(OwnedFd::from_raw_fd(fd)))
+    }
+}
+
+/// Sends one datagram now, without blocking.
+///
+/// # Safety
+///
+/// `at` must be readable for `len` bytes during the call.
+pub(crate) unsafe fn send_to(
+    socket: &UdpSocket,
+    to: &WireAddr,
+    at: *const u8,
+    len: u32,
+) -> io::Result<()> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the caller vouches for `at`; `to` is borrowed for the call and holds `to.len()`
+    // bytes of a sockaddr.
+    let result = unsafe {
+        let (name, name_len) = (to.as_ptr().cast(), to.len());
+        libc::sendto(
+            socket.as_raw_fd(),
+            at.cast(),
+            len as usize,
+            flags,
+            name,
+            name_len,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Sends one datagram that is larger than the path's MTU, in fragments.
+///
+/// # Safety
+///
+/// As [`send_to`].
+pub(crate) unsafe fn send_in_fragments(
+    socket: &UdpSocket,
+    is_ipv6: bool,
+    to: &WireAddr,
+    at: *const u8,
+    len: u32,
+) -> io::Result<()> {
+    set_mtu_discovery(socket, is_ipv6, MtuDiscovery::Fragment)?;
+    // SAFETY: the caller vouches for `at`.
+    let sent = unsafe { send_to(socket, to, at, len) };
+    set_mtu_discovery(socket, is_ipv6, MtuDiscovery::Probe)?;
+    sent
+}
+
+/// The kernel's release, as in `uname -r`.
+pub(crate) fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
+}
