@@ -133,3 +133,73 @@ pub(crate) unsafe fn send_in_fragments(
 pub(crate) fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
 }
+
+/// A level-triggered epoll set of descriptors to read from.
+#[derive(Debug)]
+pub(crate) struct Epoll(OwnedFd);
+
+impl Epoll {
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: no memory is involved; on success the descriptor is new and owned by nobody else.
+        unsafe {
+            let fd = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    /// Watches `file` until it is closed.
+    pub(crate) fn add(&self, file: &impl AsRawFd, token: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: token,
+        };
+        let (set, fd) = (self.0.as_raw_fd(), file.as_raw_fd());
+        // SAFETY: the kernel reads `event` during the call only.
+        let result = unsafe { libc::epoll_ctl(set, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Waits and fills `ready` up to its capacity. A signal ends the wait with nothing.
+    pub(crate) fn wait(
+        &self,
+        ready: &mut Vec<libc::epoll_event>,
+        timeout: Option<std::time::Duration>,
+    ) -> io::Result<()> {
+        ready.clear();
+        let most = ready.capacity() as i32;
+        let timeout = timeout.map(timespec);
+        let timeout = timeout
+            .as_ref()
+            .map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: the kernel writes at most `most` events into the vector's own capacity and reads
+        // the timeout on this stack frame, both during the call; the length is set to what it wrote.
+        unsafe {
+            let fd = self.0.as_raw_fd();
+            let events = ready.as_mut_ptr();
+            let mut count = libc::epoll_pwait2(fd, events, most, timeout, std::ptr::null());
+            if count < 0 {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+                count = 0;
+            }
+            ready.set_len(count as usize);
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn timespec(duration: std::time::Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: duration.as_secs().min(i64::MAX as u64) as i64,
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
