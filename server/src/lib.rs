@@ -2,3 +2,4 @@
 
 pub mod mmsg;
 pub mod packet_io;
+pub mod ring;

@@ -500,9 +500,13 @@ mod tests {
     #[test]
     fn ipv6_sockets_leave_the_ipv4_port_free() {
         let options = UdpOptions::default();
-        let six = bind_udp("[::]:0".parse().unwrap(), &options).unwrap();
-        let port = six.local_addr().unwrap().port();
-        bind_udp(SocketAddr::from(([0, 0, 0, 0], port)), &options).unwrap();
+        // Somebody else may hold the IPv4 port of one try, not of a hundred.
+        let both = (0..100).any(|_| {
+            let six = bind_udp("[::]:0".parse().unwrap(), &options).unwrap();
+            let port = six.local_addr().unwrap().port();
+            bind_udp(SocketAddr::from(([0, 0, 0, 0], port)), &options).is_ok()
+        });
+        assert!(both);
     }
 
     #[test]

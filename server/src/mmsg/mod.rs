@@ -6,7 +6,8 @@
 #![allow(unsafe_code)]
 
 mod recv;
-mod send;
+pub(crate) mod send;
+pub(crate) mod slot_memory;
 mod slots;
 pub(crate) mod sys;
 
@@ -19,7 +20,7 @@ use std::time::Duration;
 use bumpalo::Bump;
 
 use crate::packet_io::{
-    Doorbell, HEADROOM, IoConfig, IoStats, Pace, PacketIo, Received, RecvBuf, SetupError, SocketId,
+    Doorbell, IoConfig, IoStats, Pace, PacketIo, Received, RecvBuf, SetupError, SocketId,
     SocketTable, Trains, TurnStamp, WireAddr, kernel_corrupts_trains,
 };
 use recv::Receiver;
@@ -67,6 +68,9 @@ impl Mmsg {
                 remedy: "raise the limit of open files (LimitNOFILE, ulimit -n)",
             }
         };
+        if config.coalesce_us > 0 {
+            sys::sharpen_timers();
+        }
         let epoll = Epoll::new().map_err(limit("epoll_create1"))?;
         let doorbell = Arc::new(sys::eventfd().map_err(limit("eventfd"))?);
         epoll
@@ -185,12 +189,16 @@ impl PacketIo for Mmsg {
 
     #[inline]
     fn payload<'a>(&'a self, buf: &'a RecvBuf) -> &'a [u8] {
-        self.slots.payload(buf.slot(self.stamp), buf.len())
+        let slot = buf.slot(self.stamp);
+        // SAFETY: the stamp proves that the slot was handed out in this turn.
+        unsafe { self.slots.memory.payload(slot, buf.len()) }
     }
 
     #[inline]
     fn payload_mut<'a>(&'a mut self, buf: &'a mut RecvBuf) -> &'a mut [u8] {
-        self.slots.payload_mut(buf.slot(self.stamp), buf.len())
+        let slot = buf.slot(self.stamp);
+        // SAFETY: the stamp proves that the slot was handed out in this turn.
+        unsafe { self.slots.memory.payload_mut(slot, buf.len()) }
     }
 
     #[inline]
@@ -203,10 +211,9 @@ impl PacketIo for Mmsg {
         to: SocketAddr,
     ) {
         self.make_room();
-        assert!(header.len() <= HEADROOM && strip <= buf.len());
-        let (at, len) = self
-            .slots
-            .reframe(buf.slot(self.stamp), buf.len(), strip, header);
+        let slot = buf.slot(self.stamp);
+        // SAFETY: the stamp proves that the slot was handed out in this turn.
+        let (at, len) = unsafe { self.slots.memory.reframe(slot, buf.len(), strip, header) };
         self.stage(socket, to, at, len);
     }
 

@@ -140,8 +140,8 @@ impl Receiver {
         while offered < PER_CALL
             && let Some(slot) = slots.nth_free(offered)
         {
-            self.iovecs[offered].iov_base = slots.payload_at(slot).cast();
-            self.iovecs[offered].iov_len = slots.payload_capacity();
+            self.iovecs[offered].iov_base = slots.memory.payload_at(slot).cast();
+            self.iovecs[offered].iov_len = slots.memory.payload_capacity();
             let header = &mut self.headers[offered].msg_hdr;
             header.msg_namelen = NAME_BYTES as libc::socklen_t;
             offered += 1;
