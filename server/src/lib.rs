@@ -1,1 +1,5 @@
-//! Server library.
+//! The waypost server as a library: the pieces the binary is put together from.
+
+pub mod mmsg;
+pub mod packet_io;
+pub mod ring;
