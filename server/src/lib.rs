@@ -1,1 +1,3 @@
 //! Server library.
+
+pub mod control;

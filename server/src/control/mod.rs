@@ -1,0 +1,7 @@
+//! Everything that is slow on purpose: options, logs, signals, metrics and the admin port.
+//!
+//! All of it runs at start-up or on one plain thread beside the shards. Nothing here is called
+//! for a packet, and no shard ever waits for anything here.
+
+pub mod config;
+pub mod secret;
