@@ -3,5 +3,13 @@
 //! All of it runs at start-up or on one plain thread beside the shards. Nothing here is called
 //! for a packet, and no shard ever waits for anything here.
 
+pub mod admin;
 pub mod config;
+pub mod counters;
+pub mod doctor;
+pub mod logging;
+pub mod metrics;
 pub mod secret;
+pub mod signals;
+mod systemd;
+pub mod thread;
