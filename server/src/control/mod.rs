@@ -7,6 +7,8 @@ pub mod admin;
 pub mod config;
 pub mod counters;
 pub mod doctor;
+#[cfg(test)]
+mod documents;
 pub mod logging;
 pub mod metrics;
 pub mod secret;

@@ -21,7 +21,7 @@ pub use error::{ConfigError, EXIT_CODE};
 pub use host::Host;
 pub use invocation::{Invocation, Sources};
 pub use layers::{Origin, Setting, Settings};
-pub use options::{OPTIONS, OptionSpec};
+pub use options::{OPTIONS, OptionSpec, Preset};
 
 use super::secret::Secret;
 use options::option;
