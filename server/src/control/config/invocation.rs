@@ -431,7 +431,15 @@ mod tests {
             Invocation::Print(text) => text,
             other => panic!("{other:?}"),
         };
-        assert!(print(&["--print-config", "--shards=7"]).contains("shards = 7  # flag, --shards"));
+        let printed = print(&["--print-config", "--shards=7", "--state-dir=/s"]);
+        assert!(
+            printed.contains("shards = 7  # flag, --shards"),
+            "{printed}"
+        );
+        assert!(
+            printed.contains("secret_file = \"/s/secret\"  # default"),
+            "{printed}"
+        );
         assert_eq!(print(&["--check-config"]), "the configuration is valid\n");
         assert!(print(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
         let help = print(&["--help"]);

@@ -121,10 +121,21 @@ pub struct Config {
 
 impl Config {
     /// Decides what the text means. Reads the files that hold secrets, and nothing else.
-    pub fn from_settings(settings: Settings, warnings: Vec<String>) -> Result<Self, ConfigError> {
+    pub fn from_settings(
+        mut settings: Settings,
+        warnings: Vec<String>,
+    ) -> Result<Self, ConfigError> {
+        let state_dir: PathBuf = Reader(&settings).required("state-dir")?.into();
+        let secret_file = match Reader(&settings).optional("secret-file")? {
+            Some(path) => PathBuf::from(path),
+            None => {
+                let path = state_dir.join("secret");
+                let shown = vec![path.display().to_string()];
+                settings.set(option("secret-file"), shown, Origin::Default)?;
+                path
+            }
+        };
         let read = Reader(&settings);
-        let state_dir: PathBuf = read.required("state-dir")?.into();
-        let secret_file = read.optional("secret-file")?.map(PathBuf::from);
         let chosen = |name| settings.get(name).origin != Origin::Default;
         let mut config = Self {
             listen: read.listen()?,
@@ -133,7 +144,7 @@ impl Config {
             open_rendezvous: read.truth("open-rendezvous")?,
             auth_secrets: read.secrets("auth-secret", "auth-secret-file")?,
             secret_file_chosen: chosen("secret-file") || chosen("state-dir"),
-            secret_file: secret_file.unwrap_or_else(|| state_dir.join("secret")),
+            secret_file,
             state_dir,
             coalesce_us: read.number("coalesce-us", 0..=10_000)?,
             shard_count: read.number("shards", 1..=1024)?,
