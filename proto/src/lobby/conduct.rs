@@ -356,11 +356,15 @@ impl Lobby {
         member.departing = true;
         member.roster = Vec::new();
         member.introductions = Vec::new();
-        member.in_flight = None;
         // The time until which it is told, kept as if it had been heard until then.
         member.last_heard = turn.now;
         self.departing.insert(member.handle, index);
-        self.send_departure(turn, index, reason);
+        if member.in_flight.is_some() {
+            member.departure = Some(reason);
+            self.set_member_timer(turn, index);
+        } else {
+            self.send_departure(turn, index, reason);
+        }
     }
 
     /// Ends a session; every member is told.
