@@ -13,5 +13,6 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod agent;
 pub mod time;
 pub mod wire;
