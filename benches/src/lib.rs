@@ -1,1 +1,8 @@
-//! Placeholder of the room; see the crate description.
+//! What the benchmarks share: a packet generator that checks what it gets back, the processes it
+//! measures, and the agreement between both.
+
+pub mod clients;
+pub mod forwarder;
+pub mod generator;
+pub mod process;
+pub mod relay;

@@ -14,5 +14,12 @@
 
 pub mod addr;
 pub mod agent;
+pub mod forwarding;
+pub mod lobby;
+pub mod nonce;
+pub mod shard;
+pub mod stats;
+pub mod ticket;
 pub mod time;
+pub mod timer_wheel;
 pub mod wire;

@@ -36,7 +36,7 @@ impl Integrity {
 
     /// Bytes of the attribute's value.
     #[must_use]
-    pub const fn len(self) -> usize {
+    pub const fn value_len(self) -> usize {
         match self {
             Self::Sha1 => 20,
             Self::Sha256 => 32,
@@ -46,7 +46,7 @@ impl Integrity {
 
     /// The code over `before`, the message up to the integrity attribute, with its length field as if it ended with it.
     pub(super) fn compute(self, key: &[u8], before: &[u8]) -> [u8; 32] {
-        let with = before.len() - HEADER_LEN + 4 + self.len();
+        let with = before.len() - HEADER_LEN + 4 + self.value_len();
         let len = u16::try_from(with)
             .expect("a message is shorter than 64 KiB")
             .to_be_bytes();
@@ -83,11 +83,13 @@ impl Message<'_> {
         else {
             return false;
         };
-        if attribute.value.len() != integrity.len() {
+        if attribute.value.len() != integrity.value_len() {
             return false;
         }
         let expected = integrity.compute(key, &self.bytes()[..HEADER_LEN + attribute.at]);
-        expected[..integrity.len()].ct_eq(attribute.value).into()
+        expected[..integrity.value_len()]
+            .ct_eq(attribute.value)
+            .into()
     }
 }
 

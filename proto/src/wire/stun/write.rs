@@ -40,6 +40,12 @@ impl<'a> MessageWriter<'a> {
         writer
     }
 
+    /// Goes on with the message that begins at `start` and ends with `out`.
+    pub fn resume(out: &'a mut Vec<u8>, start: usize) -> Self {
+        assert!(out.len() >= start + HEADER_LEN, "a message begins there");
+        Self { out, start }
+    }
+
     fn id(&self) -> TransactionId {
         let mut id = [0; 12];
         id.copy_from_slice(&self.out[self.start + 8..self.start + HEADER_LEN]);
@@ -48,7 +54,7 @@ impl<'a> MessageWriter<'a> {
 
     /// Bytes written so far.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn written(&self) -> usize {
         self.out.len() - self.start
     }
 
@@ -103,7 +109,7 @@ impl<'a> MessageWriter<'a> {
     /// Appends the integrity attribute over everything written so far.
     pub fn integrity(&mut self, integrity: Integrity, key: &[u8]) -> &mut Self {
         let code = integrity.compute(key, &self.out[self.start..]);
-        self.attribute(integrity.kind(), &code[..integrity.len()])
+        self.attribute(integrity.kind(), &code[..integrity.value_len()])
     }
 
     /// Appends FINGERPRINT over everything written so far.
@@ -127,7 +133,7 @@ impl<'a> MessageWriter<'a> {
     }
 
     fn set_length(&mut self, still_to_come: usize) {
-        let len = u16::try_from(self.len() - HEADER_LEN + still_to_come)
+        let len = u16::try_from(self.written() - HEADER_LEN + still_to_come)
             .expect("a message is shorter than 64 KiB");
         self.out[self.start + 2..self.start + 4].copy_from_slice(&len.to_be_bytes());
     }

@@ -1,0 +1,153 @@
+//! Measures servers' CPU time per relayed packet, one server at a time, rounds alternated, medians.
+//!
+//! The server runs on one core and the generator spins on another; every packet that comes out is
+//! checked. A packet that is lost below saturation, changed, doubled or at the wrong end is
+//! reported and makes the exit code 1.
+
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use waypost_benches::clients::Clients;
+use waypost_benches::forwarder::Forwarder;
+use waypost_benches::generator::{Load, Outcome, Shape, run};
+use waypost_benches::process::pin_to_core;
+use waypost_benches::relay::RelayServer;
+
+/// Flows of the loads that send in bursts.
+const BURST_FLOWS: usize = 8;
+
+/// CPU time per relayed packet.
+#[derive(Parser)]
+struct Arguments {
+    /// Servers, of: bare-uring, bare-mmsg, ring, ring+50us, ring+100us, mmsg, mmsg+50us.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "bare-uring,bare-mmsg,ring,mmsg"
+    )]
+    servers: Vec<String>,
+    /// Packets per second, or `max`; `burst:` in front for bursts of 16 on 8 flows.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "5000,20000,40000,max,burst:40000,burst:max"
+    )]
+    loads: Vec<Load>,
+    /// Rounds over all servers.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Measured seconds of each run.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Flows of the loads without bursts.
+    #[arg(long, default_value_t = 1000)]
+    flows: usize,
+    /// Payload bytes, without the server's header.
+    #[arg(long, default_value_t = 200)]
+    payload: usize,
+    /// The core of the server.
+    #[arg(long, default_value_t = 0)]
+    server_core: usize,
+    /// The core of the generator.
+    #[arg(long, default_value_t = 1)]
+    generator_core: usize,
+}
+
+fn server(name: &str) -> io::Result<Box<dyn RelayServer>> {
+    let (program, arguments): (_, &[&str]) = match name {
+        "bare-uring" | "bare-mmsg" => (name, &[]),
+        "ring" => ("face-forwarder", &["--io", "ring"]),
+        "ring+50us" => ("face-forwarder", &["--io", "ring", "--coalesce-us", "50"]),
+        "ring+100us" => ("face-forwarder", &["--io", "ring", "--coalesce-us", "100"]),
+        "mmsg" => ("face-forwarder", &["--io", "mmsg"]),
+        "mmsg+50us" => ("face-forwarder", &["--io", "mmsg", "--coalesce-us", "50"]),
+        _ => return Err(io::Error::other(format!("there is no server {name}"))),
+    };
+    Ok(Box::new(Forwarder::beside_us(name, program, arguments)?))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn main() -> io::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let servers: Vec<_> = arguments
+        .servers
+        .iter()
+        .map(|name| server(name))
+        .collect::<Result<_, _>>()?;
+    pin_to_core(arguments.generator_core)?;
+    let mut clients = Clients::open(2)?;
+    let shape = Shape {
+        payload_bytes: arguments.payload,
+        warm_up: Duration::from_millis(300),
+        measured: Duration::from_secs_f64(arguments.seconds),
+    };
+    let mut faults = false;
+    println!(
+        "{:<12} {:<12} {:>9} {:>17} {:>9} {:>6} {:>9} {:>9} {:>6} {:>6}",
+        "load",
+        "server",
+        "us/packet",
+        "(least..most)",
+        "packets/s",
+        "core",
+        "median us",
+        "p99 us",
+        "lost",
+        "faults"
+    );
+    for &load in &arguments.loads {
+        let flows = if load.burst > 1 {
+            BURST_FLOWS
+        } else {
+            arguments.flows
+        };
+        let mut outcomes: Vec<Vec<Outcome>> = vec![Vec::new(); servers.len()];
+        for _ in 0..arguments.rounds {
+            for (server, outcomes) in servers.iter().zip(&mut outcomes) {
+                let running = server.start(
+                    &mut clients,
+                    arguments.server_core,
+                    flows,
+                    arguments.payload,
+                )?;
+                outcomes.push(run(&mut clients, &running, load, &shape)?);
+            }
+        }
+        for (server, outcomes) in servers.iter().zip(&outcomes) {
+            let of = |value: fn(&Outcome) -> f64| outcomes.iter().map(value).collect::<Vec<_>>();
+            let cpu = of(Outcome::cpu_us_per_datagram);
+            let least = cpu.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = cpu.iter().copied().fold(0.0, f64::max);
+            let sum = |count: fn(&Outcome) -> u64| outcomes.iter().map(count).sum::<u64>();
+            let lost = sum(|outcome| outcome.lost);
+            let wrong = sum(|outcome| {
+                outcome.duplicated + outcome.reordered + outcome.misdelivered + outcome.corrupt
+            });
+            faults |= wrong > 0 || (lost > 0 && load.per_second.is_some());
+            println!(
+                "{:<12} {:<12} {:>9.2} {:>17} {:>9.0} {:>6.2} {:>9.0} {:>9.0} {:>6} {:>6}",
+                load.to_string(),
+                server.name(),
+                median(cpu),
+                format!("({least:.2}..{most:.2})"),
+                median(of(Outcome::per_second)),
+                median(of(Outcome::utilisation)),
+                median(of(|outcome| outcome.median_latency.as_secs_f64() * 1e6)),
+                median(of(|outcome| outcome.p99_latency.as_secs_f64() * 1e6)),
+                lost,
+                wrong,
+            );
+        }
+    }
+    Ok(if faults {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}

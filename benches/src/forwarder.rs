@@ -1,0 +1,124 @@
+//! The agreement between the generator and the forwarders without a protocol.
+//!
+//! A forwarder reads one destination per line from its standard input up to an empty line, writes
+//! the address it listens on to its standard output, and then forwards: the first four bytes of a
+//! packet are the index of the destination (big endian), and are replaced by [`HEADER`].
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+
+use crate::clients::Clients;
+use crate::process::ServerProcess;
+use crate::relay::{Endpoint, Flow, RelayServer, Running};
+
+/// Bytes of the index and of what replaces it.
+pub const HEADER_BYTES: usize = 4;
+/// What a forwarder writes in place of the index.
+pub const HEADER: [u8; HEADER_BYTES] = *b"fwd!";
+
+/// The forwarder's side: reads the destinations.
+///
+/// # Errors
+///
+/// When standard input fails or a line is no IPv4 address with port.
+pub fn read_destinations() -> io::Result<Vec<SocketAddrV4>> {
+    let mut destinations = Vec::new();
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        if line.is_empty() {
+            break;
+        }
+        let destination = line.parse().map_err(|error| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("{line}: {error}"))
+        })?;
+        destinations.push(destination);
+    }
+    Ok(destinations)
+}
+
+/// The forwarder's side: tells where it listens.
+///
+/// # Errors
+///
+/// When standard output fails.
+pub fn announce(address: SocketAddr) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{address}")?;
+    out.flush()
+}
+
+/// The generator's side: a forwarder as a server to measure.
+#[derive(Clone, Debug)]
+pub struct Forwarder {
+    name: String,
+    program: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl Forwarder {
+    /// A forwarder that lies beside the running program.
+    ///
+    /// # Errors
+    ///
+    /// When the running program's path is unknown.
+    pub fn beside_us(name: &str, program: &str, arguments: &[&str]) -> io::Result<Self> {
+        Ok(Self {
+            name: name.to_owned(),
+            program: std::env::current_exe()?.with_file_name(program),
+            arguments: arguments
+                .iter()
+                .map(|&argument| argument.to_owned())
+                .collect(),
+        })
+    }
+}
+
+impl RelayServer for Forwarder {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn start(
+        &self,
+        clients: &mut Clients,
+        core: usize,
+        flows: usize,
+        _payload_bytes: usize,
+    ) -> io::Result<Running> {
+        let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
+        let mut process = ServerProcess::spawn(&self.program, &arguments, core)?;
+        let end = |side: u8, socket, i: usize| {
+            let [.., high, low] = (i as u32).to_be_bytes();
+            Endpoint {
+                socket,
+                ip: Ipv4Addr::new(127, side, high, low.wrapping_add(1)),
+            }
+        };
+        let ends: Vec<_> = (0..flows).map(|i| (end(1, 0, i), end(2, 1, i))).collect();
+        let (mut input, output) = process.pipes()?;
+        for (_, to) in &ends {
+            writeln!(input, "{}", clients.address(*to))?;
+        }
+        writeln!(input)?;
+        input.flush()?;
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        let at: SocketAddr = line
+            .trim()
+            .parse()
+            .map_err(|_| io::Error::other(format!("{} did not start: {line:?}", self.name)))?;
+        let flow = |(i, (from, to)): (usize, (Endpoint, Endpoint))| Flow {
+            from,
+            to: at,
+            prefix: (i as u32).to_be_bytes().to_vec(),
+            arrives_at: to,
+            arrives_from: at,
+            arriving_prefix: HEADER.to_vec(),
+        };
+        Ok(Running {
+            process,
+            flows: ends.into_iter().enumerate().map(flow).collect(),
+        })
+    }
+}

@@ -1,0 +1,444 @@
+//! The relay: one lookup from where a datagram came to where it goes.
+//!
+//! A [`Flow`] is what a source address on one socket may do; its channels index a dense set of [`Route`]s that all flows
+//! of a session on this shard share. So the packet path is one hash probe and one indexed read, and a session of N
+//! members costs N routes per shard, not N squared. Nothing here knows who is a member or why: the lobby installs and
+//! removes, and this table is complete without it.
+
+use std::collections::HashMap;
+
+use ahash::RandomState;
+
+use crate::addr::{Addr, ClientAddr};
+use crate::time::Millis;
+use crate::wire::channel_data::{self, ChannelNumber};
+use crate::wire::join_code::JoinCode;
+use crate::wire::native::SeatHandle;
+
+/// One of a shard's sockets. Listeners have the same number on every shard, so a route names a socket for all of them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SocketIndex(pub u16);
+
+/// Where a datagram leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// The socket to send from.
+    pub egress: SocketIndex,
+    /// The destination.
+    pub to: Addr,
+}
+
+/// How many packets and bytes per second a source may relay. Zero means no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RelayLimits {
+    /// Packets per second.
+    pub packets_per_sec: u32,
+    /// Bytes per second of payload.
+    pub bytes_per_sec: u32,
+}
+
+/// A rate limit in one number: the time at which everything spent so far will have been earned (the generic cell rate
+/// algorithm). It allows bursts of a quarter of a second's worth.
+#[derive(Clone, Copy, Debug, Default)]
+struct Meter {
+    earned_at_ns: u64,
+}
+
+impl Meter {
+    const BURST_NS: u64 = 250_000_000;
+
+    fn fits(self, now_ns: u64) -> bool {
+        self.earned_at_ns <= now_ns + Self::BURST_NS
+    }
+
+    fn spend(&mut self, now_ns: u64, amount: u64, per_sec: u32) {
+        self.earned_at_ns =
+            self.earned_at_ns.max(now_ns) + amount * 1_000_000_000 / u64::from(per_sec);
+    }
+}
+
+/// What one source may do.
+#[derive(Debug)]
+struct Flow {
+    handle: SeatHandle,
+    set: u32,
+    packets: Meter,
+    bytes: Meter,
+}
+
+/// The routes of one session on this shard, indexed by seat.
+#[derive(Debug, Default)]
+struct RouteSet {
+    seats: Vec<Option<Route>>,
+    flows: u16,
+}
+
+/// Why a datagram is not forwarded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotForwarded {
+    /// It is not well-formed ChannelData.
+    Malformed,
+    /// Its source has no flow.
+    NoFlow,
+    /// Its channel leads to nobody.
+    NoRoute,
+    /// Its source is beyond its limits.
+    Limit,
+}
+
+/// A decision to forward: the first bytes of the datagram become `header`, the rest stays, and it leaves by `route`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Forward {
+    /// Where to.
+    pub route: Route,
+    /// Bytes to take off the front.
+    pub strip: usize,
+    /// Bytes to put there instead.
+    pub header: [u8; channel_data::HEADER_LEN],
+    /// Length of the payload behind the header.
+    pub payload_len: usize,
+}
+
+/// The forwarding table of one shard.
+#[derive(Debug)]
+pub struct ForwardingTable {
+    by_source: HashMap<(SocketIndex, Addr), u32, RandomState>,
+    flows: Vec<Option<Flow>>,
+    free_flows: Vec<u32>,
+    by_code: HashMap<JoinCode, u32, RandomState>,
+    sets: Vec<RouteSet>,
+    free_sets: Vec<u32>,
+    limits: RelayLimits,
+    capacity: usize,
+}
+
+impl ForwardingTable {
+    /// An empty table for at most `capacity` flows. `seeds` key its hashes: random in production, so that nobody can aim
+    /// sources at one bucket.
+    #[must_use]
+    pub fn new(capacity: usize, limits: RelayLimits, seeds: [u64; 4]) -> Self {
+        let hasher = RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
+        Self {
+            by_source: HashMap::with_capacity_and_hasher(capacity, hasher.clone()),
+            flows: Vec::with_capacity(capacity),
+            free_flows: Vec::new(),
+            by_code: HashMap::with_hasher(hasher),
+            sets: Vec::new(),
+            free_sets: Vec::new(),
+            limits,
+            capacity,
+        }
+    }
+
+    /// Flows in the table.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_source.len()
+    }
+
+    /// Whether there is no flow.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_source.is_empty()
+    }
+
+    /// Sessions that have routes here.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.by_code.len()
+    }
+
+    /// The seat of a source, if it has one.
+    #[must_use]
+    pub fn seat_of(&self, socket: SocketIndex, source: ClientAddr) -> Option<SeatHandle> {
+        let index = *self.by_source.get(&(socket, source.0))?;
+        self.flows[index as usize].as_ref().map(|flow| flow.handle)
+    }
+
+    /// Decides about a ChannelData datagram. This is the packet path: it allocates nothing and reads no clock.
+    ///
+    /// # Errors
+    /// [`NotForwarded`], to be counted; the sender is told nothing.
+    pub fn forward(
+        &mut self,
+        now: Millis,
+        socket: SocketIndex,
+        source: ClientAddr,
+        datagram: &[u8],
+    ) -> Result<Forward, NotForwarded> {
+        let message = channel_data::parse(datagram).ok_or(NotForwarded::Malformed)?;
+        let &index = self
+            .by_source
+            .get(&(socket, source.0))
+            .ok_or(NotForwarded::NoFlow)?;
+        let flow = self.flows[index as usize]
+            .as_mut()
+            .expect("an indexed flow is there");
+        let route = message
+            .channel
+            .seat()
+            .and_then(|seat| *self.sets[flow.set as usize].seats.get(usize::from(seat))?)
+            .ok_or(NotForwarded::NoRoute)?;
+        let now_ns = now.0 * 1_000_000;
+        let RelayLimits {
+            packets_per_sec,
+            bytes_per_sec,
+        } = self.limits;
+        if !flow.packets.fits(now_ns) || !flow.bytes.fits(now_ns) {
+            return Err(NotForwarded::Limit);
+        }
+        if packets_per_sec > 0 {
+            flow.packets.spend(now_ns, 1, packets_per_sec);
+        }
+        if bytes_per_sec > 0 {
+            flow.bytes
+                .spend(now_ns, message.data.len() as u64, bytes_per_sec);
+        }
+        let channel = ChannelNumber::of_seat(flow.handle.id.seat);
+        Ok(Forward {
+            route,
+            strip: channel_data::HEADER_LEN,
+            header: channel_data::header(channel, message.data.len()),
+            payload_len: message.data.len(),
+        })
+    }
+
+    /// Makes `seat` of session `code` lead to `route`, or nowhere. Routes are kept only for sessions that have a flow here.
+    pub fn set_route(&mut self, code: JoinCode, seat: u8, route: Option<Route>) {
+        let Some(&set) = self.by_code.get(&code) else {
+            return;
+        };
+        let seats = &mut self.sets[set as usize].seats;
+        let seat = usize::from(seat);
+        match route {
+            Some(_) => {
+                if seats.len() <= seat {
+                    seats.reserve_exact(seat + 1 - seats.len());
+                    seats.resize(seat + 1, None);
+                }
+                seats[seat] = route;
+            }
+            None => {
+                if let Some(slot) = seats.get_mut(seat) {
+                    *slot = None;
+                }
+            }
+        }
+    }
+
+    fn set_of(&mut self, code: JoinCode) -> u32 {
+        if let Some(&set) = self.by_code.get(&code) {
+            return set;
+        }
+        let set = self.free_sets.pop().unwrap_or_else(|| {
+            self.sets.push(RouteSet::default());
+            u32::try_from(self.sets.len() - 1).expect("fewer sets than codes")
+        });
+        self.by_code.insert(code, set);
+        set
+    }
+
+    /// Lets `source` send as the member in `handle`. What the source was before, it is no longer. Returns false if the
+    /// table is full.
+    pub fn add_flow(
+        &mut self,
+        socket: SocketIndex,
+        source: ClientAddr,
+        handle: SeatHandle,
+    ) -> bool {
+        if let Some(old) = self.seat_of(socket, source) {
+            if old == handle {
+                return true;
+            }
+            self.remove_flow(socket, source, old);
+        }
+        if self.by_source.len() >= self.capacity {
+            return false;
+        }
+        let set = self.set_of(handle.code);
+        self.sets[set as usize].flows += 1;
+        let flow = Some(Flow {
+            handle,
+            set,
+            packets: Meter::default(),
+            bytes: Meter::default(),
+        });
+        let index = if let Some(index) = self.free_flows.pop() {
+            self.flows[index as usize] = flow;
+            index
+        } else {
+            self.flows.push(flow);
+            u32::try_from(self.flows.len() - 1).expect("capacity is below 2^32")
+        };
+        self.by_source.insert((socket, source.0), index);
+        true
+    }
+
+    /// Takes away what [`ForwardingTable::add_flow`] gave, unless the source has another seat by now. The routes of a session go
+    /// with its last flow.
+    pub fn remove_flow(&mut self, socket: SocketIndex, source: ClientAddr, handle: SeatHandle) {
+        if self.seat_of(socket, source) != Some(handle) {
+            return;
+        }
+        let index = self
+            .by_source
+            .remove(&(socket, source.0))
+            .expect("seat_of found it");
+        let flow = self.flows[index as usize]
+            .take()
+            .expect("an indexed flow is there");
+        self.free_flows.push(index);
+        let set = &mut self.sets[flow.set as usize];
+        set.flows -= 1;
+        if set.flows == 0 {
+            *set = RouteSet::default();
+            self.by_code.remove(&handle.code);
+            self.free_sets.push(flow.set);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::native::SeatId;
+
+    const SOCKET: SocketIndex = SocketIndex(0);
+
+    fn addr(port: u16) -> Addr {
+        Addr::new(std::net::SocketAddr::from(([192, 0, 2, 1], port)))
+    }
+
+    fn handle(seat: u8) -> SeatHandle {
+        SeatHandle {
+            code: JoinCode::from_bits(77).unwrap(),
+            id: SeatId {
+                seat,
+                generation: u32::from(seat) + 100,
+            },
+        }
+    }
+
+    fn table(limits: RelayLimits) -> ForwardingTable {
+        let mut table = ForwardingTable::new(16, limits, [1, 2, 3, 4]);
+        for seat in 0..3 {
+            let port = 1000 + u16::from(seat);
+            let route = Route {
+                egress: SOCKET,
+                to: addr(port),
+            };
+            assert!(table.add_flow(SOCKET, ClientAddr(addr(port)), handle(seat)));
+            table.set_route(handle(seat).code, seat, Some(route));
+        }
+        table
+    }
+
+    fn send(
+        table: &mut ForwardingTable,
+        now: u64,
+        from: u16,
+        seat: u8,
+    ) -> Result<Forward, NotForwarded> {
+        let mut datagram = channel_data::header(ChannelNumber::of_seat(seat), 5).to_vec();
+        datagram.extend_from_slice(b"hello");
+        table.forward(Millis(now), SOCKET, ClientAddr(addr(from)), &datagram)
+    }
+
+    #[test]
+    fn members_reach_each_other_and_nobody_else() {
+        let mut table = table(RelayLimits::default());
+        let forward = send(&mut table, 0, 1000, 2).unwrap();
+        assert_eq!(forward.route.to, addr(1002));
+        assert_eq!(forward.header, [0x40, 0, 0, 5]);
+        assert_eq!((forward.strip, forward.payload_len), (4, 5));
+        assert_eq!(send(&mut table, 0, 1000, 3), Err(NotForwarded::NoRoute));
+        assert_eq!(send(&mut table, 0, 1003, 0), Err(NotForwarded::NoFlow));
+        let wrong_socket = table.forward(
+            Millis(0),
+            SocketIndex(1),
+            ClientAddr(addr(1000)),
+            &[0x40, 1, 0, 0],
+        );
+        assert_eq!(wrong_socket, Err(NotForwarded::NoFlow));
+    }
+
+    #[test]
+    fn a_removed_member_neither_sends_nor_receives() {
+        let mut table = table(RelayLimits::default());
+        let code = handle(2).code;
+        table.set_route(code, 2, None);
+        table.remove_flow(SOCKET, ClientAddr(addr(1002)), handle(2));
+        assert_eq!(send(&mut table, 0, 1000, 2), Err(NotForwarded::NoRoute));
+        assert_eq!(send(&mut table, 0, 1002, 0), Err(NotForwarded::NoFlow));
+        for seat in 0..2 {
+            table.set_route(code, seat, None);
+            table.remove_flow(
+                SOCKET,
+                ClientAddr(addr(1000 + u16::from(seat))),
+                handle(seat),
+            );
+        }
+        assert_eq!((table.len(), table.session_count()), (0, 0));
+    }
+
+    #[test]
+    fn a_late_removal_does_not_touch_the_next_seat() {
+        let mut table = table(RelayLimits::default());
+        let next = SeatHandle {
+            code: JoinCode::from_bits(78).unwrap(),
+            id: SeatId {
+                seat: 0,
+                generation: 1,
+            },
+        };
+        assert!(table.add_flow(SOCKET, ClientAddr(addr(1002)), next));
+        table.remove_flow(SOCKET, ClientAddr(addr(1002)), handle(2));
+        assert_eq!(table.seat_of(SOCKET, ClientAddr(addr(1002))), Some(next));
+    }
+
+    #[test]
+    fn limits_hold_and_refill() {
+        let mut table = table(RelayLimits {
+            packets_per_sec: 100,
+            bytes_per_sec: 0,
+        });
+        let sent = (0..1000)
+            .filter(|_| send(&mut table, 0, 1000, 1).is_ok())
+            .count();
+        assert_eq!(
+            sent, 26,
+            "a quarter of a second's worth, and the one in flight"
+        );
+        let later = (0..1000)
+            .filter(|_| send(&mut table, 1000, 1000, 1).is_ok())
+            .count();
+        assert_eq!(later, 26);
+        let steady = (0..10_000u64)
+            .filter(|ms| send(&mut table, 2000 + ms, 1001, 0).is_ok())
+            .count();
+        assert!((1000..=1030).contains(&steady), "{steady} in ten seconds");
+        let mut bytes = ForwardingTable {
+            limits: RelayLimits {
+                packets_per_sec: 0,
+                bytes_per_sec: 50,
+            },
+            ..table
+        };
+        let sent = (0..100)
+            .filter(|_| send(&mut bytes, 20_000, 1002, 0).is_ok())
+            .count();
+        assert_eq!(
+            sent, 3,
+            "12.5 bytes fit, then the one that crosses the line"
+        );
+    }
+
+    #[test]
+    fn full_means_refused() {
+        let mut table = table(RelayLimits::default());
+        let added = (0..100)
+            .filter(|i| table.add_flow(SOCKET, ClientAddr(addr(2000 + i)), handle(3)))
+            .count();
+        assert_eq!(added, 13);
+    }
+}

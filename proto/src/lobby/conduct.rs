@@ -1,0 +1,449 @@
+//! What a member does from its seat, and how seats and sessions end.
+
+use super::session::{Introduction, Member};
+use super::{
+    Lobby, Mail, Origin, Outcome, Reject, TimerKey, Turn, answer_error, answer_seated, seating,
+    transaction_digest,
+};
+use crate::stats::Counter;
+use crate::time::Millis;
+use crate::wire::native::{
+    EventKind, Fields, LeaveReason, SeatHandle, SeatId, code, method, password_key, session_flags,
+};
+use crate::wire::stun::{Integrity, Message};
+
+/// Time from the decision to introduce two members until they begin: long enough for one lost event to be repeated.
+const INTRODUCTION_LEAD_MS: u64 = 400;
+/// How long a removed member is told so before it is forgotten.
+const DEPARTURE_MS: u64 = 5_000;
+
+impl Lobby {
+    /// A request from a seat: finds the seat, checks integrity, follows the member to a new address, and repeats the
+    /// answer to a repeated request.
+    pub(super) fn handle_seated(
+        &mut self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+    ) -> Outcome {
+        let handle = fields.handle.ok_or(Reject(code::BAD_REQUEST))?;
+        let member = self
+            .find_member(handle)
+            .filter(|&member| {
+                let token = &self.members[member].token;
+                message.verify_integrity(Integrity::Sha256Truncated, token)
+            })
+            .ok_or_else(|| {
+                turn.counters.count(Counter::SeatFailures);
+                Reject(code::SEAT_GONE)
+            })?;
+        self.rebind(turn, origin, member);
+        let entry = &mut self.members[member];
+        entry.last_heard = turn.now;
+        let token = entry.token;
+        let digest = transaction_digest(message);
+        if entry.last_request == digest {
+            match entry.last_outcome {
+                0 => answer_seated(turn, origin, message, &token),
+                error => answer_error(turn, origin, message, error),
+            }
+            return Ok(());
+        }
+        let uid = entry.uid;
+        let outcome = self.obey(turn, member, message.method(), fields);
+        if let Some(entry) = self
+            .members
+            .get_mut(member)
+            .filter(|entry| entry.uid == uid)
+        {
+            entry.last_request = digest;
+            entry.last_outcome = outcome.err().map_or(0, |Reject(error)| error);
+        }
+        if outcome.is_ok() {
+            answer_seated(turn, origin, message, &token);
+        }
+        outcome
+    }
+
+    fn find_member(&self, handle: SeatHandle) -> Option<u32> {
+        let session = *self.by_code.get(&handle.code)?;
+        self.sessions[session]
+            .occupant(handle.id.seat)
+            .filter(|&member| self.members[member].handle == handle)
+    }
+
+    fn obey(
+        &mut self,
+        turn: &mut Turn<'_>,
+        member: u32,
+        request: u16,
+        fields: &Fields<'_>,
+    ) -> Outcome {
+        let session = self.members[member].session;
+        let is_host = self.members[member].handle.id.seat == self.sessions[session].host;
+        let host_only = || {
+            if is_host {
+                Ok(())
+            } else {
+                Err(Reject(code::NOT_HOST))
+            }
+        };
+        match request {
+            method::KEEPALIVE => {
+                seating::take_member_part(&mut self.members[member], fields);
+                Ok(())
+            }
+            method::LEAVE => {
+                self.remove_member(turn, member, LeaveReason::Left);
+                Ok(())
+            }
+            method::KICK => {
+                host_only()?;
+                let target = self.target(session, fields.target)?;
+                self.kick(turn, session, target);
+                Ok(())
+            }
+            method::UPDATE => self.update(turn, member, is_host, fields),
+            method::TRANSFER => {
+                host_only()?;
+                let target = self.target(session, fields.target)?;
+                let id = self.members[target].handle.id;
+                self.sessions[session].host = id.seat;
+                self.log(session, EventKind::HostChanged, 0, id);
+                self.pump_all(turn, session);
+                Ok(())
+            }
+            method::CLOSE => {
+                host_only()?;
+                self.close_session(turn, session, LeaveReason::Closed);
+                Ok(())
+            }
+            method::INTRODUCE => {
+                match (fields.target, fields.other) {
+                    (None, None) => {
+                        host_only()?;
+                        self.introduce_all(turn, session);
+                    }
+                    (Some(_), None) => {
+                        let target = self.target(session, fields.target)?;
+                        self.introduce(turn, member, target);
+                    }
+                    (target, other) => {
+                        host_only()?;
+                        let target = self.target(session, target)?;
+                        let other = self.target(session, other)?;
+                        self.introduce(turn, target, other);
+                    }
+                }
+                self.pump_all(turn, session);
+                Ok(())
+            }
+            _ => Err(Reject(code::BAD_REQUEST)),
+        }
+    }
+
+    fn target(&self, session: u32, target: Option<SeatId>) -> Result<u32, Reject> {
+        let id = target.ok_or(Reject(code::BAD_REQUEST))?;
+        self.sessions[session]
+            .occupant(id.seat)
+            .filter(|&member| self.members[member].handle.id == id)
+            .ok_or(Reject(code::NO_MEMBER))
+    }
+
+    /// Removes a member for the session's life: its address prefix may not join again, its ticket is void.
+    fn kick(&mut self, turn: &mut Turn<'_>, session: u32, target: u32) {
+        let prefix = self.members[target].source.addr().source_prefix();
+        let id = self.members[target].handle.id;
+        let entry = &mut self.sessions[session];
+        entry.reserved.retain(|reserved| *reserved != id);
+        // A session brought back by tickets lets their bearers in; not any more, lest the kicked one uses its own.
+        entry.restored = false;
+        if !entry.banned.contains(&prefix) {
+            entry.banned.push(prefix);
+        }
+        self.remove_member(turn, target, LeaveReason::Kicked);
+    }
+
+    fn update(
+        &mut self,
+        turn: &mut Turn<'_>,
+        member: u32,
+        is_host: bool,
+        fields: &Fields<'_>,
+    ) -> Outcome {
+        let session = self.members[member].session;
+        let id = self.members[member].handle.id;
+        let changes_session = fields.metadata.is_some()
+            || fields.password_key.is_some()
+            || fields.max_members.is_some()
+            || fields.session_flags.is_some();
+        if changes_session {
+            if !is_host {
+                return Err(Reject(code::NOT_HOST));
+            }
+            let entry = &mut self.sessions[session];
+            if let Some(max) = fields.max_members {
+                if entry.occupants().count() > 0
+                    && entry.seats.iter().rposition(Option::is_some) >= Some(usize::from(max))
+                {
+                    return Err(Reject(code::BAD_REQUEST));
+                }
+                entry.max_members = max;
+            }
+            if let Some(metadata) = fields.metadata {
+                entry.metadata = metadata.into();
+            }
+            if let Some(key) = fields.password_key {
+                entry.has_password = key != password_key(&entry.application, "");
+                entry.password_key = key;
+            }
+            if let Some(flags) = fields.session_flags {
+                entry.flags = flags & session_flags::SETTABLE;
+            }
+            self.log(session, EventKind::SessionChanged, 0, id);
+        }
+        if let Some(data) = fields.member_data {
+            self.members[member].data = data.into();
+            self.log(session, EventKind::MemberChanged, 0, id);
+        }
+        self.pump_all(turn, session);
+        Ok(())
+    }
+
+    /// Follows a member to the address its request came from.
+    pub(super) fn rebind(&mut self, turn: &mut Turn<'_>, origin: Origin, member: u32) {
+        let entry = &mut self.members[member];
+        if entry.is_at(origin) && entry.home == origin.home {
+            return;
+        }
+        turn.counters.count(Counter::Rebinds);
+        let handle = entry.handle;
+        turn.out.mail.push((
+            entry.home,
+            Mail::RemoveFlow {
+                socket: entry.socket,
+                source: entry.source,
+                handle,
+            },
+        ));
+        entry.source = origin.addr;
+        entry.socket = origin.socket;
+        entry.home = origin.home;
+        turn.out.mail.push((
+            origin.home,
+            Mail::AddFlow {
+                socket: origin.socket,
+                source: origin.addr,
+                handle,
+            },
+        ));
+        if self.sessions[self.members[member].session]
+            .forming
+            .is_none()
+        {
+            self.announce_routes(turn, member);
+        }
+    }
+
+    /// Introduces every pair of a session.
+    pub(super) fn introduce_all(&mut self, turn: &mut Turn<'_>, session: u32) {
+        let members: Vec<u32> = self.sessions[session].occupants().collect();
+        for (i, &a) in members.iter().enumerate() {
+            for &b in &members[i + 1..] {
+                self.introduce(turn, a, b);
+            }
+        }
+    }
+
+    /// Introduces one member to all others.
+    pub(super) fn introduce_to_all(&mut self, turn: &mut Turn<'_>, member: u32) {
+        let members: Vec<u32> = self.sessions[self.members[member].session]
+            .occupants()
+            .collect();
+        for other in members {
+            self.introduce(turn, member, other);
+        }
+    }
+
+    /// Queues the introduction of two members to each other; they hear of it with their next batch of events.
+    fn introduce(&mut self, turn: &mut Turn<'_>, a: u32, b: u32) {
+        if a == b {
+            return;
+        }
+        turn.counters.count(Counter::Introductions);
+        let start_ms = turn.wall.unix_ms(turn.now) + INTRODUCTION_LEAD_MS;
+        for (member, peer) in [(a, b), (b, a)] {
+            let peer = self.members[peer].handle.id;
+            let queue = &mut self.members[member].introductions;
+            queue.retain(|introduction| introduction.peer.seat != peer.seat);
+            queue.push(Introduction { peer, start_ms });
+        }
+    }
+
+    /// Frees a seat. The others are told; so is the member itself, unless it left of its own will.
+    pub(super) fn remove_member(&mut self, turn: &mut Turn<'_>, member: u32, reason: LeaveReason) {
+        let session = self.members[member].session;
+        let id = self.members[member].handle.id;
+        self.unseat(turn, member, reason);
+        let entry = &mut self.sessions[session];
+        if entry.member_count() == 0 {
+            if entry.reserved.is_empty() {
+                self.drop_session(session);
+            } else {
+                let uid = entry.uid;
+                let at = turn.now.plus_secs(self.config.unseated_hold_secs);
+                turn.wheel.schedule(at, TimerKey::Session(session, uid));
+            }
+            return;
+        }
+        let new_host = (entry.host == id.seat)
+            .then(|| entry.occupants().next())
+            .flatten();
+        if entry.forming.is_none() {
+            self.log(session, EventKind::MemberLeft, reason as u8, id);
+        }
+        if let Some(host) = new_host {
+            let host_id = self.members[host].handle.id;
+            self.sessions[session].host = host_id.seat;
+            if self.sessions[session].forming.is_none() {
+                self.log(session, EventKind::HostChanged, 0, host_id);
+            }
+        }
+        self.pump_all(turn, session);
+    }
+
+    /// Takes a member out of its session and the forwarding tables.
+    fn unseat(&mut self, turn: &mut Turn<'_>, index: u32, reason: LeaveReason) {
+        let member = &self.members[index];
+        let (handle, home, socket, source) =
+            (member.handle, member.home, member.socket, member.source);
+        let session = member.session;
+        let mut homes = 0u128;
+        for other in self.sessions[session].occupants() {
+            let other = &self.members[other];
+            if homes & 1 << other.home == 0 {
+                homes |= 1 << other.home;
+                turn.out
+                    .mail
+                    .push((other.home, seating::set_route(&self.members[index], None)));
+            }
+        }
+        turn.out.mail.push((
+            home,
+            Mail::RemoveFlow {
+                socket,
+                source,
+                handle,
+            },
+        ));
+        self.sessions[session].set_occupant(handle.id.seat, None);
+        if reason == LeaveReason::TimedOut {
+            turn.counters.count(Counter::SeatsTimedOut);
+        }
+        if reason == LeaveReason::Left {
+            self.members.remove(index);
+        } else {
+            self.depart(turn, index, reason);
+        }
+        self.trim_log(session);
+    }
+
+    /// Tells a removed member what happened, for a while.
+    fn depart(&mut self, turn: &mut Turn<'_>, index: u32, reason: LeaveReason) {
+        let member = &mut self.members[index];
+        member.departing = true;
+        member.roster = Vec::new();
+        member.introductions = Vec::new();
+        member.in_flight = None;
+        // The time until which it is told, kept as if it had been heard until then.
+        member.last_heard = turn.now;
+        self.departing.insert(member.handle, index);
+        self.send_departure(turn, index, reason);
+    }
+
+    /// Ends a session; every member is told.
+    pub(super) fn close_session(&mut self, turn: &mut Turn<'_>, session: u32, reason: LeaveReason) {
+        let members: Vec<u32> = self.sessions[session].occupants().collect();
+        for member in members {
+            self.unseat(turn, member, reason);
+        }
+        self.drop_session(session);
+    }
+
+    /// Forgets a session that has no members.
+    pub(super) fn drop_session(&mut self, session: u32) {
+        let entry = self.sessions.remove(session);
+        debug_assert_eq!(entry.member_count(), 0, "members are unseated first");
+        self.by_code.remove(&entry.code);
+        if let Some(name) = &entry.name {
+            self.by_name
+                .remove(&seating::name_key(&entry.application, name));
+        }
+        if let Some(key) = &entry.forming {
+            self.forming.remove(key);
+        }
+    }
+
+    pub(super) fn handle_session_timer(&mut self, turn: &mut Turn<'_>, index: u32, uid: u32) {
+        let Some(session) = self.sessions.get(index).filter(|entry| entry.uid == uid) else {
+            return;
+        };
+        if session.expires_at <= turn.now {
+            self.close_session(turn, index, LeaveReason::Expired);
+        } else if session.member_count() == 0 {
+            self.drop_session(index);
+        }
+    }
+
+    pub(super) fn handle_member_timer(&mut self, turn: &mut Turn<'_>, index: u32, uid: u32) {
+        let Some(member) = self.members.get_mut(index).filter(|entry| entry.uid == uid) else {
+            return;
+        };
+        if member.timer_at > turn.now {
+            return;
+        }
+        member.timer_at = Millis(u64::MAX);
+        if self.members[index].silence_ends(self.config.seat_hold_secs) <= turn.now {
+            if self.members[index].departing {
+                self.forget_departed(index);
+            } else {
+                self.remove_member(turn, index, LeaveReason::TimedOut);
+            }
+            return;
+        }
+        self.resend(turn, index);
+        self.set_member_timer(turn, index);
+    }
+
+    /// Forgets a removed member that has acknowledged, or has been told for long enough.
+    pub(super) fn forget_departed(&mut self, index: u32) {
+        let member = self.members.remove(index);
+        self.departing.remove(&member.handle);
+    }
+
+    /// Makes sure that a timer fires at the next thing this member waits for.
+    pub(super) fn set_member_timer(&mut self, turn: &mut Turn<'_>, index: u32) {
+        let hold_secs = self.config.seat_hold_secs;
+        let member = &mut self.members[index];
+        let silence = member.silence_ends(hold_secs);
+        let at = member
+            .in_flight
+            .as_ref()
+            .map_or(silence, |batch| batch.resend_at.min(silence));
+        if at < member.timer_at {
+            member.timer_at = at;
+            turn.wheel.schedule(at, TimerKey::Member(index, member.uid));
+        }
+    }
+}
+
+impl Member {
+    fn silence_ends(&self, hold_secs: u32) -> Millis {
+        if self.departing {
+            self.last_heard + DEPARTURE_MS
+        } else {
+            self.last_heard.plus_secs(hold_secs)
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! The lobby of one shard: the sessions it owns, their members, match queues, events and introductions.
+//!
+//! It works with proved addresses and parsed fields only, and it never relays: it tells the shards, by [`Mail`], which
+//! sources may send and where seats lead. Every table has a capacity.
+//!
+//! * [`seating`]: taking a seat: host, join, match, resume.
+//! * [`conduct`]: what a member does from its seat, and losing it.
+//! * [`events`]: telling members, in order and until they acknowledge.
+//! * [`listing`], [`door`]: lists for clients, the matchmaker's door for operators.
+
+mod attempts;
+mod conduct;
+pub mod door;
+mod events;
+mod listing;
+mod seating;
+mod session;
+
+use std::collections::HashMap;
+
+use ahash::RandomState;
+use rand::rngs::StdRng;
+
+use self::attempts::FailureBuckets;
+pub(crate) use self::listing::ListCursor;
+use self::session::{Member, Session, Slab};
+use crate::addr::{Addr, ProvenAddr};
+use crate::forwarding::{RelayLimits, Route, SocketIndex};
+use crate::stats::{Counter, Counters};
+use crate::ticket::Sealer;
+use crate::time::{Millis, WallClock};
+use crate::timer_wheel::TimerWheel;
+use crate::wire::join_code::JoinCode;
+use crate::wire::native::{Fields, SeatHandle, attr, code, method};
+use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
+
+/// What members are told and held to.
+#[derive(Clone, Debug)]
+pub struct LobbyConfig {
+    /// Most sessions on this shard.
+    pub sessions_max: usize,
+    /// Most members on this shard.
+    pub members_max: usize,
+    /// Seconds between a member's keepalives.
+    pub keepalive_secs: u32,
+    /// Seconds of silence after which a seat is given up.
+    pub seat_hold_secs: u32,
+    /// Seconds that a session lives.
+    pub session_lifetime_secs: u32,
+    /// Seconds that a session made by the matchmaker's door waits while nobody is seated.
+    pub unseated_hold_secs: u32,
+    /// What a member may relay.
+    pub limits: RelayLimits,
+    /// The second vantage port, 0 if there is none.
+    pub probe_port: u16,
+}
+
+impl Default for LobbyConfig {
+    fn default() -> Self {
+        Self {
+            sessions_max: 65_536,
+            members_max: 262_144,
+            keepalive_secs: 15,
+            seat_hold_secs: 40,
+            session_lifetime_secs: 86_400,
+            unseated_hold_secs: 600,
+            limits: RelayLimits {
+                packets_per_sec: 2000,
+                bytes_per_sec: 1 << 20,
+            },
+            probe_port: 0,
+        }
+    }
+}
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// The source, proved by a nonce.
+    pub addr: ProvenAddr,
+    /// The socket it arrived on; answers leave by it.
+    pub socket: SocketIndex,
+    /// The shard whose socket that was: flows of this source live there.
+    pub home: u16,
+}
+
+/// A message between shards.
+#[derive(Debug)]
+pub enum Mail {
+    /// A request for the shard that owns what it is about. May be dropped: the client repeats it.
+    Request {
+        /// Where it came from.
+        origin: Origin,
+        /// The message.
+        bytes: Box<[u8]>,
+    },
+    /// An acknowledgement of events, from a source that has a flow.
+    Acknowledgement {
+        /// The message.
+        bytes: Box<[u8]>,
+    },
+    /// Let a source send as this member. Never dropped, like all that follow.
+    AddFlow {
+        /// The socket it sends to.
+        socket: SocketIndex,
+        /// The source.
+        source: ProvenAddr,
+        /// The member.
+        handle: SeatHandle,
+    },
+    /// Take that back.
+    RemoveFlow {
+        /// The socket it sends to.
+        socket: SocketIndex,
+        /// The source.
+        source: ProvenAddr,
+        /// The member.
+        handle: SeatHandle,
+    },
+    /// Make a seat lead somewhere, or nowhere.
+    SetRoute {
+        /// The session.
+        code: JoinCode,
+        /// The seat.
+        seat: u8,
+        /// Where to.
+        route: Option<Route>,
+    },
+    /// A request of the control thread.
+    Door {
+        /// Tells its answer.
+        id: u64,
+        /// What is asked.
+        request: Box<door::DoorRequest>,
+    },
+}
+
+impl Mail {
+    /// Whether the sender copes with the loss of this message.
+    #[must_use]
+    pub const fn may_be_dropped(&self) -> bool {
+        matches!(self, Self::Request { .. } | Self::Acknowledgement { .. })
+    }
+}
+
+/// A datagram of our own that is to be sent: a range of [`Outbox::bytes`].
+#[derive(Clone, Copy, Debug)]
+pub struct Transmit {
+    /// The socket to send from.
+    pub socket: SocketIndex,
+    /// The destination.
+    pub to: Addr,
+    /// Where its bytes begin.
+    pub start: usize,
+    /// Where they end.
+    pub end: usize,
+}
+
+/// What a turn produced: datagrams in one growing buffer that is reused, mail, and answers for the control thread.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// The bytes of all datagrams.
+    pub bytes: Vec<u8>,
+    /// The datagrams.
+    pub transmits: Vec<Transmit>,
+    /// Mail with the shard it is for.
+    pub mail: Vec<(u16, Mail)>,
+    /// Answers to [`Mail::Door`].
+    pub door: Vec<(u64, door::DoorAnswer)>,
+}
+
+impl Outbox {
+    /// Queues what was written to [`Outbox::bytes`] since `start`.
+    pub(crate) fn transmit(&mut self, socket: SocketIndex, to: Addr, start: usize) {
+        self.transmits.push(Transmit {
+            socket,
+            to,
+            start,
+            end: self.bytes.len(),
+        });
+    }
+
+    /// Forgets everything and keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.transmits.clear();
+        self.mail.clear();
+        self.door.clear();
+    }
+}
+
+/// What the lobby is lent for one call.
+pub(crate) struct Turn<'a> {
+    pub now: Millis,
+    pub wall: WallClock,
+    pub out: &'a mut Outbox,
+    pub wheel: &'a mut TimerWheel<TimerKey>,
+    pub rng: &'a mut StdRng,
+    pub counters: &'a mut Counters,
+    pub sealer: &'a Sealer,
+}
+
+/// Whose timer it is. The number tells an old occupant of a slot from a new one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum TimerKey {
+    Member(u32, u32),
+    Session(u32, u32),
+}
+
+/// An error answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Reject(pub u16);
+
+type Outcome = Result<(), Reject>;
+
+/// The key of sessions that do not exist: nobody's password leads to it.
+const NO_PASSWORD_FITS: [u8; 16] = [0; 16];
+
+/// All sessions that one shard owns.
+pub struct Lobby {
+    config: LobbyConfig,
+    shard: u16,
+    shard_count: u16,
+    sessions: Slab<Session>,
+    members: Slab<Member>,
+    by_code: HashMap<JoinCode, u32, RandomState>,
+    by_name: HashMap<Box<[u8]>, u32, RandomState>,
+    forming: HashMap<Box<[u8]>, u32, RandomState>,
+    /// Members that were removed and have not acknowledged that yet.
+    departing: HashMap<SeatHandle, u32, RandomState>,
+    failures: FailureBuckets,
+    next_uid: u32,
+}
+
+impl Lobby {
+    /// An empty lobby for `shard` of `shard_count`. `seeds` key its hashes.
+    #[must_use]
+    pub fn new(config: LobbyConfig, shard: u16, shard_count: u16, seeds: [u64; 4]) -> Self {
+        let hasher = RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
+        Self {
+            sessions: Slab::new(config.sessions_max),
+            members: Slab::new(config.members_max),
+            by_code: HashMap::with_capacity_and_hasher(config.sessions_max, hasher.clone()),
+            by_name: HashMap::with_hasher(hasher.clone()),
+            forming: HashMap::with_hasher(hasher.clone()),
+            departing: HashMap::with_hasher(hasher.clone()),
+            failures: FailureBuckets::new(hasher),
+            config,
+            shard,
+            shard_count,
+            next_uid: 0,
+        }
+    }
+
+    /// Sessions.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Members, those that are departing included.
+    #[must_use]
+    pub fn member_count(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Serves a request that this shard owns. Draining servers seat nobody new.
+    pub(crate) fn handle_request(
+        &mut self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+        draining: bool,
+    ) {
+        turn.counters.count(Counter::NativeRequests);
+        let outcome = match message.method() {
+            method::HOST | method::JOIN | method::MATCH if draining => Err(Reject(code::CAPACITY)),
+            method::HOST => self.handle_host(turn, origin, message, fields),
+            method::JOIN => self.handle_join(turn, origin, message, fields),
+            method::MATCH => self.handle_match(turn, origin, message, fields),
+            method::RESUME => self.handle_resume(turn, origin, message, fields),
+            method::LIST => self.handle_list(turn, origin, message, fields),
+            _ => self.handle_seated(turn, origin, message, fields),
+        };
+        if let Err(Reject(error)) = outcome {
+            answer_error(turn, origin, message, error);
+        }
+    }
+
+    /// Lets time pass for one timer.
+    pub(crate) fn handle_timer(&mut self, turn: &mut Turn<'_>, key: TimerKey) {
+        match key {
+            TimerKey::Member(index, uid) => self.handle_member_timer(turn, index, uid),
+            TimerKey::Session(index, uid) => self.handle_session_timer(turn, index, uid),
+        }
+    }
+
+    fn uid(&mut self) -> u32 {
+        self.next_uid = self.next_uid.wrapping_add(1);
+        self.next_uid
+    }
+}
+
+/// Answers with an error, without integrity.
+pub(crate) fn answer_error(turn: &mut Turn<'_>, origin: Origin, message: &Message<'_>, error: u16) {
+    turn.counters.count(Counter::NativeErrors);
+    let start = turn.out.bytes.len();
+    MessageWriter::answer(&mut turn.out.bytes, message, Class::Error)
+        .error_code(error)
+        .finish();
+    turn.out.transmit(origin.socket, origin.addr.addr(), start);
+}
+
+/// Answers a request from a seat: success with time and mapped address, under the seat's token.
+fn answer_seated(turn: &mut Turn<'_>, origin: Origin, message: &Message<'_>, token: &[u8; 16]) {
+    let start = turn.out.bytes.len();
+    let server_time = turn.wall.unix_ms(turn.now);
+    MessageWriter::answer(&mut turn.out.bytes, message, Class::Success)
+        .xor_addr(stun::attr::XOR_MAPPED_ADDRESS, origin.addr.addr())
+        .u64(attr::SERVER_TIME, server_time)
+        .integrity(Integrity::Sha256Truncated, token)
+        .finish();
+    turn.out.transmit(origin.socket, origin.addr.addr(), start);
+}
+
+/// Sixty-four bits that tell one request of a source from the next.
+fn transaction_digest(message: &Message<'_>) -> u64 {
+    let id = message.transaction_id().0;
+    let (head, tail) = id.split_at(8);
+    let head = u64::from_be_bytes(head.try_into().expect("eight bytes"));
+    let tail = u32::from_be_bytes(tail.try_into().expect("four bytes"));
+    head ^ u64::from(tail) << 32 ^ u64::from(message.method())
+}

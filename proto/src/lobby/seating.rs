@@ -1,0 +1,658 @@
+//! Taking a seat: HOST, JOIN, MATCH, RESUME, and what all of them share.
+
+use rand::RngExt;
+use subtle::ConstantTimeEq;
+
+use super::session::{InFlight, Member, Session};
+use super::{
+    Lobby, Mail, NO_PASSWORD_FITS, Origin, Outcome, Reject, TimerKey, Turn, transaction_digest,
+};
+use crate::stats::Counter;
+use crate::ticket::Ticket;
+use crate::time::Millis;
+use crate::wire::join_code::JoinCode;
+use crate::wire::native::{
+    EventKind, Fields, SeatHandle, SeatId, attr, code, member_flags, password_key, password_proof,
+    session_flags,
+};
+use crate::wire::stun::{self, Class, Message, MessageWriter};
+
+/// Two strings as one key: neither can contain the separator.
+pub(super) fn name_key(application: &str, name: &str) -> Box<[u8]> {
+    [application.as_bytes(), b"\0", name.as_bytes()]
+        .concat()
+        .into_boxed_slice()
+}
+
+fn match_key(application: &str, players: u8, key: &[u8]) -> Box<[u8]> {
+    [application.as_bytes(), &[0, players], key]
+        .concat()
+        .into_boxed_slice()
+}
+
+/// What a session is made with.
+pub(super) struct NewSession<'a> {
+    pub application: &'a str,
+    pub name: Option<&'a str>,
+    pub password_key: Option<[u8; 16]>,
+    pub metadata: &'a [u8],
+    pub max_members: u8,
+    pub flags: u32,
+    pub forming: Option<Box<[u8]>>,
+    /// The code that a ticket brings back.
+    pub code: Option<JoinCode>,
+}
+
+impl Lobby {
+    pub(super) fn handle_host(
+        &mut self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+    ) -> Outcome {
+        let application = fields.application.ok_or(Reject(code::BAD_REQUEST))?;
+        let max_members = fields.max_members.ok_or(Reject(code::BAD_REQUEST))?;
+        if let Some(name) = fields.name
+            && let Some(&session) = self.by_name.get(&name_key(application, name))
+        {
+            return match self.seated_by(session, origin, message) {
+                Some(member) => {
+                    self.answer_seat(turn, origin, message, member, false);
+                    Ok(())
+                }
+                None => Err(Reject(code::NAME_TAKEN)),
+            };
+        }
+        let session = self.create_session(
+            turn,
+            &NewSession {
+                application,
+                name: fields.name,
+                password_key: fields.password_key,
+                metadata: fields.metadata.unwrap_or_default(),
+                max_members,
+                flags: fields.session_flags.unwrap_or(0),
+                forming: None,
+                code: None,
+            },
+        )?;
+        let seated = self.add_member(turn, origin, message, fields, session, None);
+        self.answer_or_undo(turn, origin, message, session, seated, false)
+    }
+
+    pub(super) fn handle_join(
+        &mut self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+    ) -> Outcome {
+        let application = fields.application.ok_or(Reject(code::BAD_REQUEST))?;
+        let proof = fields.password_proof.ok_or(Reject(code::BAD_REQUEST))?;
+        let nonce = fields.nonce.ok_or(Reject(code::BAD_REQUEST))?;
+        let found = match (fields.code, fields.name) {
+            (Some(code), _) => self.by_code.get(&code),
+            (None, Some(name)) => self.by_name.get(&name_key(application, name)),
+            (None, None) => return Err(Reject(code::BAD_REQUEST)),
+        };
+        let session = found.copied().filter(|&session| {
+            let session = &self.sessions[session];
+            *session.application == *application && session.forming.is_none()
+        });
+        if let Some(session) = session
+            && let Some(member) = self.seated_by(session, origin, message)
+        {
+            self.answer_seat(turn, origin, message, member, true);
+            return Ok(());
+        }
+        let prefix = origin.addr.addr().source_prefix();
+        let forgiven_at = session.map(|session| self.sessions[session].failures_forgiven_at);
+        if !self.failures.may_try(turn.now, prefix, forgiven_at) {
+            turn.counters.count(Counter::RateLimited);
+            return Err(Reject(code::TOO_MANY_ATTEMPTS));
+        }
+        // A session that does not exist costs the same check as one that does, and fails the same way.
+        let key = session.map_or(NO_PASSWORD_FITS, |session| {
+            self.sessions[session].password_key
+        });
+        turn.counters.count(Counter::PasswordChecks);
+        let expected = password_proof(&key, nonce, message.transaction_id());
+        let fits = bool::from(expected.ct_eq(&proof));
+        let Some(session) = session.filter(|_| fits) else {
+            turn.counters.count(Counter::JoinFailures);
+            let at = session.map(|session| &mut self.sessions[session].failures_forgiven_at);
+            self.failures.note(turn.now, prefix, at);
+            return Err(Reject(code::NO_SESSION));
+        };
+        let entry = &self.sessions[session];
+        if entry.banned.contains(&prefix) {
+            return Err(Reject(code::KICKED));
+        }
+        if entry.flags & session_flags::LOCKED != 0 {
+            return Err(Reject(code::LOCKED));
+        }
+        let member = self.add_member(turn, origin, message, fields, session, None)?;
+        self.answer_seat(turn, origin, message, member, true);
+        self.welcome(turn, member);
+        Ok(())
+    }
+
+    pub(super) fn handle_match(
+        &mut self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+    ) -> Outcome {
+        let application = fields.application.ok_or(Reject(code::BAD_REQUEST))?;
+        let players = fields.max_members.ok_or(Reject(code::BAD_REQUEST))?;
+        let key = fields.match_key.ok_or(Reject(code::BAD_REQUEST))?;
+        let key = match_key(application, players, key);
+        let session = match self.forming.get(&key) {
+            Some(&session) => session,
+            None => self.create_session(
+                turn,
+                &NewSession {
+                    application,
+                    name: None,
+                    password_key: None,
+                    metadata: &[],
+                    max_members: players,
+                    flags: session_flags::AUTO_INTRODUCE,
+                    forming: Some(key),
+                    code: None,
+                },
+            )?,
+        };
+        if let Some(member) = self.seated_by(session, origin, message) {
+            self.answer_seat(turn, origin, message, member, true);
+            return Ok(());
+        }
+        let seated = self.add_member(turn, origin, message, fields, session, None);
+        self.answer_or_undo(turn, origin, message, session, seated, true)?;
+        if self.sessions[session].member_count() == usize::from(players) {
+            self.complete_match(turn, session);
+        }
+        Ok(())
+    }
+
+    /// The last player has come: everybody is told of everybody.
+    fn complete_match(&mut self, turn: &mut Turn<'_>, session: u32) {
+        let entry = &mut self.sessions[session];
+        if let Some(key) = entry.forming.take() {
+            self.forming.remove(&key);
+        }
+        let host = entry.host;
+        let members: Vec<u32> = entry.occupants().collect();
+        let host_id = entry
+            .occupant(host)
+            .map(|member| self.members[member].handle.id);
+        for &member in &members {
+            self.members[member].roster = self.others(session, member);
+        }
+        if let Some(seat) = host_id {
+            self.log(session, EventKind::Formed, 0, seat);
+        }
+        self.introduce_all(turn, session);
+        for member in members {
+            self.announce_routes(turn, member);
+            self.pump(turn, member);
+        }
+    }
+
+    pub(super) fn handle_resume(
+        &mut self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+    ) -> Outcome {
+        let sealed = fields.ticket.ok_or(Reject(code::BAD_REQUEST))?;
+        let unix_secs = turn.wall.unix_secs(turn.now);
+        let Some(ticket) = turn.sealer.open(sealed, unix_secs) else {
+            turn.counters.count(Counter::SeatFailures);
+            return Err(Reject(code::SEAT_GONE));
+        };
+        let id = ticket.handle.id;
+        let session = match self.by_code.get(&ticket.handle.code) {
+            Some(&session) => session,
+            None => self.restore_session(turn, &ticket, fields)?,
+        };
+        let entry = &self.sessions[session];
+        let same_game = *entry.application == *ticket.application;
+        match entry.occupant(id.seat) {
+            Some(member) if same_game && self.members[member].handle.id == id => {
+                self.return_to_seat(turn, origin, message, fields, member);
+                self.answer_seat(turn, origin, message, member, true);
+                self.welcome(turn, member);
+                return Ok(());
+            }
+            None if same_game && (entry.reserved.contains(&id) || entry.restored) => {}
+            _ => {
+                turn.counters.count(Counter::SeatFailures);
+                return Err(Reject(code::SEAT_GONE));
+            }
+        }
+        let prefix = origin.addr.addr().source_prefix();
+        if entry.banned.contains(&prefix) {
+            return Err(Reject(code::KICKED));
+        }
+        let seated = self.add_member(turn, origin, message, fields, session, Some(id));
+        if seated.is_ok() && ticket.is_host && self.sessions[session].awaits_host {
+            self.sessions[session].awaits_host = false;
+            self.sessions[session].host = id.seat;
+            self.log(session, EventKind::HostChanged, 0, id);
+            self.pump_all(turn, session);
+        }
+        self.answer_or_undo(turn, origin, message, session, seated, true)?;
+        let member = self.sessions[session]
+            .occupant(id.seat)
+            .expect("the seat was just taken");
+        self.welcome(turn, member);
+        Ok(())
+    }
+
+    /// Brings back the session of a ticket that was sealed before this process, or by the matchmaker's door of another.
+    fn restore_session(
+        &mut self,
+        turn: &mut Turn<'_>,
+        ticket: &Ticket,
+        fields: &Fields<'_>,
+    ) -> Result<u32, Reject> {
+        let no_password = password_key(&ticket.application, "");
+        let name = fields.name.filter(|name| {
+            ticket.is_host
+                && !self
+                    .by_name
+                    .contains_key(&name_key(&ticket.application, name))
+        });
+        let session = self.create_session(
+            turn,
+            &NewSession {
+                application: &ticket.application,
+                name,
+                password_key: Some(ticket.password_key).filter(|key| *key != no_password),
+                metadata: fields
+                    .metadata
+                    .filter(|_| ticket.is_host)
+                    .unwrap_or_default(),
+                max_members: ticket.max_members,
+                flags: ticket.session_flags,
+                forming: None,
+                code: Some(ticket.handle.code),
+            },
+        )?;
+        let entry = &mut self.sessions[session];
+        entry.restored = true;
+        entry.awaits_host = true;
+        entry.host = ticket.handle.id.seat;
+        turn.counters.count(Counter::SessionsRestored);
+        Ok(session)
+    }
+
+    /// A member shows its ticket while its seat is still held: a restarted client, or one on another network.
+    fn return_to_seat(
+        &mut self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+        member: u32,
+    ) {
+        let digest = transaction_digest(message);
+        let repeated = self.members[member].seated_by == digest;
+        self.rebind(turn, origin, member);
+        let session = self.members[member].session;
+        let roster = self.others(session, member);
+        let log_end = self.sessions[session].log_end();
+        let entry = &mut self.members[member];
+        entry.seated_by = digest;
+        entry.last_heard = turn.now;
+        take_member_part(entry, fields);
+        if !repeated {
+            entry.roster = roster;
+            entry.cursor = log_end;
+            entry.next_sequence = 1;
+            entry.in_flight = None;
+        }
+        self.trim_log(session);
+    }
+
+    /// The member of `session` that this very request seated, if it is a repetition.
+    fn seated_by(&self, session: u32, origin: Origin, message: &Message<'_>) -> Option<u32> {
+        let digest = transaction_digest(message);
+        self.sessions[session].occupants().find(|&member| {
+            let member = &self.members[member];
+            member.seated_by == digest && member.is_at(origin)
+        })
+    }
+
+    /// Answers a request from a source that has the seat `handle` already.
+    pub(crate) fn handle_second_seating(
+        &mut self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        handle: SeatHandle,
+    ) {
+        let repeated = self
+            .by_code
+            .get(&handle.code)
+            .and_then(|&session| self.seated_by(session, origin, message));
+        match repeated {
+            Some(member) => self.answer_seat(turn, origin, message, member, true),
+            None => super::answer_error(turn, origin, message, code::SEATED),
+        }
+    }
+
+    pub(super) fn create_session(
+        &mut self,
+        turn: &mut Turn<'_>,
+        new: &NewSession<'_>,
+    ) -> Result<u32, Reject> {
+        if self.sessions.is_full() || self.members.is_full() {
+            return Err(Reject(code::CAPACITY));
+        }
+        let code = new.code.unwrap_or_else(|| {
+            loop {
+                let code = JoinCode::random(turn.rng, self.shard, self.shard_count);
+                if !self.by_code.contains_key(&code) {
+                    return code;
+                }
+            }
+        });
+        let uid = self.uid();
+        let expires_at = turn.now.plus_secs(self.config.session_lifetime_secs);
+        let session = self
+            .sessions
+            .insert(Session {
+                uid,
+                code,
+                application: new.application.into(),
+                name: new.name.map(Into::into),
+                password_key: new
+                    .password_key
+                    .unwrap_or_else(|| password_key(new.application, "")),
+                has_password: new.password_key.is_some(),
+                metadata: new.metadata.into(),
+                max_members: new.max_members,
+                flags: new.flags & session_flags::SETTABLE,
+                forming: new.forming.clone(),
+                host: 0,
+                awaits_host: false,
+                restored: false,
+                expires_at,
+                seats: Vec::new(),
+                reserved: Vec::new(),
+                banned: Vec::new(),
+                failures_forgiven_at: Millis(0),
+                log: std::collections::VecDeque::new(),
+                log_base: 0,
+            })
+            .ok_or(Reject(code::CAPACITY))?;
+        self.by_code.insert(code, session);
+        if let Some(name) = new.name {
+            self.by_name
+                .insert(name_key(new.application, name), session);
+        }
+        if let Some(key) = &new.forming {
+            self.forming.insert(key.clone(), session);
+        }
+        turn.wheel
+            .schedule(expires_at, TimerKey::Session(session, uid));
+        turn.counters.count(Counter::SessionsCreated);
+        Ok(session)
+    }
+
+    /// Seats the source of a request; `id` is the seat a ticket names, else the lowest free one is taken.
+    fn add_member(
+        &mut self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+        session: u32,
+        id: Option<SeatId>,
+    ) -> Result<u32, Reject> {
+        let entry = &self.sessions[session];
+        let id = match id {
+            Some(id) => id,
+            None => SeatId {
+                seat: entry.free_seat().ok_or(Reject(code::FULL))?,
+                generation: turn.rng.random::<u32>() >> 8,
+            },
+        };
+        let handle = SeatHandle {
+            code: entry.code,
+            id,
+        };
+        let shown_to_others = entry.forming.is_none();
+        let uid = self.uid();
+        let mut member = Member {
+            uid,
+            session,
+            handle,
+            token: turn.sealer.token(handle),
+            source: origin.addr,
+            socket: origin.socket,
+            home: origin.home,
+            seated_by: transaction_digest(message),
+            last_request: 0,
+            last_outcome: 0,
+            relay_only: false,
+            departing: false,
+            last_heard: turn.now,
+            timer_at: Millis(u64::MAX),
+            data: Box::default(),
+            locals: Box::default(),
+            nat: None,
+            roster: Vec::new(),
+            cursor: 0,
+            introductions: Vec::new(),
+            next_sequence: 1,
+            in_flight: None::<Box<InFlight>>,
+        };
+        take_member_part(&mut member, fields);
+        let index = self.members.insert(member).ok_or(Reject(code::CAPACITY))?;
+        self.sessions[session].set_occupant(id.seat, Some(index));
+        turn.counters.count(Counter::SeatsTaken);
+        if shown_to_others {
+            self.log(session, EventKind::MemberJoined, 0, id);
+            self.members[index].roster = self.others(session, index);
+        }
+        self.members[index].cursor = self.sessions[session].log_end();
+        self.trim_log(session);
+        self.set_member_timer(turn, index);
+        turn.out.mail.push((
+            origin.home,
+            Mail::AddFlow {
+                socket: origin.socket,
+                source: origin.addr,
+                handle,
+            },
+        ));
+        if shown_to_others {
+            self.announce_routes(turn, index);
+        }
+        Ok(index)
+    }
+
+    /// Tells every shard with members of the session where this member's seat leads, and its own shard all other seats.
+    pub(super) fn announce_routes(&self, turn: &mut Turn<'_>, index: u32) {
+        let member = &self.members[index];
+        let session = &self.sessions[member.session];
+        let mut homes = 0u128;
+        for other in session.occupants().map(|other| &self.members[other]) {
+            if homes & 1 << other.home == 0 {
+                homes |= 1 << other.home;
+                turn.out
+                    .mail
+                    .push((other.home, set_route(member, Some(member.route()))));
+            }
+            if other.uid != member.uid {
+                turn.out
+                    .mail
+                    .push((member.home, set_route(other, Some(other.route()))));
+            }
+        }
+    }
+
+    /// Seats of the session's other members.
+    fn others(&self, session: u32, member: u32) -> Vec<u8> {
+        self.sessions[session]
+            .occupants()
+            .filter(|&other| other != member)
+            .map(|other| self.members[other].handle.id.seat)
+            .collect()
+    }
+
+    /// After the answer: the newcomer hears of the others, the others of it.
+    fn welcome(&mut self, turn: &mut Turn<'_>, member: u32) {
+        let session = self.members[member].session;
+        if self.sessions[session].flags & session_flags::AUTO_INTRODUCE != 0 {
+            self.introduce_to_all(turn, member);
+        }
+        self.pump_all(turn, session);
+    }
+
+    /// Answers a seating that made its session on the way, or removes a session that it left empty.
+    fn answer_or_undo(
+        &mut self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        session: u32,
+        seated: Result<u32, Reject>,
+        session_part: bool,
+    ) -> Outcome {
+        match seated {
+            Ok(member) => {
+                self.answer_seat(turn, origin, message, member, session_part);
+                Ok(())
+            }
+            Err(reject) => {
+                if self.sessions[session].member_count() == 0 {
+                    self.drop_session(session);
+                }
+                Err(reject)
+            }
+        }
+    }
+
+    /// The success answer to whatever seated this member.
+    fn answer_seat(
+        &self,
+        turn: &mut Turn<'_>,
+        origin: Origin,
+        message: &Message<'_>,
+        member: u32,
+        session_part: bool,
+    ) {
+        let member = &self.members[member];
+        let session = &self.sessions[member.session];
+        let start = turn.out.bytes.len();
+        let mut ticket = Vec::with_capacity(crate::ticket::TICKET_MAX);
+        turn.sealer
+            .seal(&self.ticket_of(turn, session, member.handle), &mut ticket);
+        let mut code_text = [0; 16];
+        let code_text = text_of(&mut code_text, session.code);
+        let limits = self.config.limits;
+        let mut limit_bytes = [0; 8];
+        limit_bytes[..4].copy_from_slice(&limits.packets_per_sec.to_be_bytes());
+        limit_bytes[4..].copy_from_slice(&limits.bytes_per_sec.to_be_bytes());
+        let remaining_secs =
+            u32::try_from(session.expires_at.since(turn.now) / 1000).unwrap_or(u32::MAX);
+        let mut writer = MessageWriter::answer(&mut turn.out.bytes, message, Class::Success);
+        writer
+            .attribute(attr::SEAT_HANDLE, &member.handle.to_bytes())
+            .attribute(attr::JOIN_CODE, code_text)
+            .attribute(attr::TOKEN, &member.token)
+            .attribute(attr::TICKET, &ticket)
+            .xor_addr(stun::attr::XOR_MAPPED_ADDRESS, origin.addr.addr())
+            .u32(attr::KEEPALIVE_SECS, self.config.keepalive_secs)
+            .u32(attr::SEAT_HOLD_SECS, self.config.seat_hold_secs)
+            .u32(attr::SESSION_LIFETIME_SECS, remaining_secs)
+            .attribute(attr::LIMITS, &limit_bytes)
+            .u64(attr::SERVER_TIME, turn.wall.unix_ms(turn.now))
+            .u32(attr::PROBE_PORT, u32::from(self.config.probe_port))
+            .u32(attr::MAX_MEMBERS, u32::from(session.max_members))
+            .u32(attr::SESSION_FLAGS, told_flags(session));
+        if member.handle.id.seat == session.host {
+            writer.u32(attr::MEMBER_FLAGS, member_flags::HOST);
+        }
+        if session_part {
+            writer.attribute(attr::METADATA, &session.metadata);
+            if let Some(name) = &session.name {
+                writer.attribute(attr::SESSION_NAME, name.as_bytes());
+            }
+        }
+        writer.finish();
+        turn.out.transmit(origin.socket, origin.addr.addr(), start);
+    }
+
+    /// The ticket of one seat.
+    pub(super) fn ticket_of(
+        &self,
+        turn: &Turn<'_>,
+        session: &Session,
+        handle: SeatHandle,
+    ) -> Ticket {
+        let remaining_secs = session.expires_at.since(turn.now) / 1000;
+        let expires = turn.wall.unix_secs(turn.now) + remaining_secs;
+        Ticket {
+            handle,
+            is_host: handle.id.seat == session.host,
+            max_members: session.max_members,
+            session_flags: session.flags,
+            password_key: session.password_key,
+            expires_unix_secs: u32::try_from(expires).unwrap_or(u32::MAX),
+            application: session.application.to_string(),
+        }
+    }
+}
+
+/// SESSION-FLAGS as clients are told them.
+pub(super) fn told_flags(session: &Session) -> u32 {
+    let mut flags = session.flags;
+    if session.has_password {
+        flags |= session_flags::HAS_PASSWORD;
+    }
+    if session.forming.is_some() {
+        flags |= session_flags::FORMING;
+    }
+    flags
+}
+
+/// A member's own attributes of a request.
+pub(super) fn take_member_part(member: &mut Member, fields: &Fields<'_>) {
+    if let Some(data) = fields.member_data {
+        member.data = data.into();
+    }
+    if let Some(flags) = fields.member_flags {
+        member.relay_only = flags & member_flags::RELAY_ONLY != 0;
+    }
+    if fields.locals.iter().any(Option::is_some) {
+        member.locals = fields.locals.iter().flatten().copied().collect();
+    }
+    if fields.nat_mapping.is_some() {
+        member.nat = fields.nat_mapping;
+    }
+}
+
+pub(super) fn set_route(member: &Member, route: Option<crate::forwarding::Route>) -> Mail {
+    Mail::SetRoute {
+        code: member.handle.code,
+        seat: member.handle.id.seat,
+        route,
+    }
+}
+
+/// A join code's text without a heap string.
+pub(super) fn text_of(buffer: &mut [u8; 16], code: JoinCode) -> &[u8] {
+    use std::io::Write;
+    let mut rest = &mut buffer[..];
+    write!(rest, "{code}").expect("a code is eleven bytes");
+    let len = 16 - rest.len();
+    &buffer[..len]
+}

@@ -1,0 +1,211 @@
+//! Stateless nonces: proof that a source receives what is sent to its address, without a byte kept per source.
+//!
+//! A nonce is eight hex digits of Unix seconds and sixteen of SipHash-2-4 over time and address (the construction of
+//! RFC 9018 for DNS cookies). The key is derived from the server's secret and the hour, so keys rotate by themselves, a
+//! nonce is good across a restart and on every node that shares the secret, and a rotation drops nobody.
+
+use std::hash::Hasher;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use siphasher::sip::SipHasher24;
+
+use crate::addr::{ClientAddr, ProvenAddr};
+use crate::wire::native::{NONCE_LEN, first_16};
+
+/// Seconds for which a nonce is accepted.
+pub const NONCE_MAX_AGE_SECS: u64 = 600;
+/// Seconds that a nonce may come from the future, for nodes whose clocks differ.
+const FUTURE_SKEW_SECS: u64 = 5;
+/// Seconds for which one key signs.
+const KEY_PERIOD_SECS: u64 = 3600;
+
+/// The server's long-lived secret, from which every key is derived. Debug output hides it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerSecret(pub [u8; 32]);
+
+impl std::fmt::Debug for ServerSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ServerSecret(..)")
+    }
+}
+
+impl ServerSecret {
+    /// HMAC-SHA256 of `parts` under this secret, cut to 16 bytes.
+    #[must_use]
+    pub fn derive(&self, parts: &[&[u8]]) -> [u8; 16] {
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
+        parts.iter().for_each(|part| mac.update(part));
+        first_16(&mac.finalize().into_bytes())
+    }
+}
+
+/// Why a nonce was refused; the client gets a new one with error 438 (RFC 8489 section 9.2.4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StaleNonce;
+
+/// Issues and verifies nonces.
+pub struct NonceKeys {
+    /// The secret that signs, then the one before it, which is still accepted.
+    secrets: [Option<ServerSecret>; 2],
+    /// Derived keys that were used last: which secret, which period, key. Two of each survive a change of the hour.
+    derived: [(usize, u64, [u8; 16]); 4],
+    next_derived: usize,
+}
+
+impl NonceKeys {
+    /// Keys under one secret.
+    #[must_use]
+    pub fn new(secret: ServerSecret) -> Self {
+        Self {
+            secrets: [Some(secret), None],
+            derived: [(usize::MAX, 0, [0; 16]); 4],
+            next_derived: 0,
+        }
+    }
+
+    /// Signs with `secret` from now on and goes on accepting what the previous one signed.
+    pub fn rotate(&mut self, secret: ServerSecret) {
+        self.secrets = [Some(secret), self.secrets[0].take()];
+        self.derived = [(usize::MAX, 0, [0; 16]); 4];
+    }
+
+    /// A nonce for `addr` at `unix_secs`.
+    pub fn issue(&mut self, unix_secs: u64, addr: ClientAddr) -> [u8; NONCE_LEN] {
+        let mac = self
+            .mac(0, unix_secs, addr)
+            .expect("there is always a signing secret");
+        let mut nonce = [0; NONCE_LEN];
+        let mut word = (unix_secs & 0xffff_ffff) << 32;
+        for digit in &mut nonce[..8] {
+            *digit = HEX[(word >> 60) as usize];
+            word <<= 4;
+        }
+        word = mac;
+        for digit in &mut nonce[8..] {
+            *digit = HEX[(word >> 60) as usize];
+            word <<= 4;
+        }
+        nonce
+    }
+
+    /// Accepts a nonce that this server, or one with the same secret, issued to `addr` not long ago.
+    ///
+    /// # Errors
+    /// [`StaleNonce`] if it is malformed, too old, or was issued to another address.
+    pub fn verify(
+        &mut self,
+        unix_secs: u64,
+        addr: ClientAddr,
+        nonce: &[u8],
+    ) -> Result<ProvenAddr, StaleNonce> {
+        let nonce: &[u8; NONCE_LEN] = nonce.try_into().map_err(|_| StaleNonce)?;
+        let low = hex_value(&nonce[..8]).ok_or(StaleNonce)?;
+        let mac = hex_value(&nonce[8..]).ok_or(StaleNonce)?;
+        // 32 bits of seconds are completed to the time that is nearest to now.
+        let issued = unix_secs
+            .wrapping_add((low as u32).wrapping_sub(unix_secs as u32).cast_signed() as i64 as u64);
+        let age_ok = if issued > unix_secs {
+            issued - unix_secs <= FUTURE_SKEW_SECS
+        } else {
+            unix_secs - issued <= NONCE_MAX_AGE_SECS
+        };
+        // The comparison need not be in constant time: whoever can measure it still lacks the address.
+        let known = |keys: &mut Self, which| keys.mac(which, issued, addr) == Some(mac);
+        if age_ok && (known(self, 0) || known(self, 1)) {
+            Ok(ProvenAddr::vouch(addr))
+        } else {
+            Err(StaleNonce)
+        }
+    }
+
+    fn mac(&mut self, which: usize, unix_secs: u64, addr: ClientAddr) -> Option<u64> {
+        let key = self.key(which, unix_secs / KEY_PERIOD_SECS)?;
+        let mut hasher = SipHasher24::new_with_key(&key);
+        hasher.write(&(unix_secs as u32).to_be_bytes());
+        hasher.write(addr.0.ip_bytes());
+        hasher.write(&addr.0.port().to_be_bytes());
+        Some(hasher.finish())
+    }
+
+    fn key(&mut self, which: usize, period: u64) -> Option<[u8; 16]> {
+        if let Some(&(_, _, key)) = self
+            .derived
+            .iter()
+            .find(|&&(w, p, _)| w == which && p == period)
+        {
+            return Some(key);
+        }
+        let key = self.secrets[which]
+            .as_ref()?
+            .derive(&[b"nonce", &period.to_be_bytes()]);
+        self.derived[self.next_derived] = (which, period, key);
+        self.next_derived = (self.next_derived + 1) % self.derived.len();
+        Some(key)
+    }
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+fn hex_value(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0u64, |value, digit| {
+        let nibble = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(value << 4 | u64::from(nibble))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::addr::Addr;
+
+    fn client(text: &str) -> ClientAddr {
+        ClientAddr(Addr::new(text.parse().unwrap()))
+    }
+
+    #[test]
+    fn bound_to_address_and_time() {
+        let mut keys = NonceKeys::new(ServerSecret([7; 32]));
+        let a = client("192.0.2.1:1000");
+        let nonce = keys.issue(1_700_000_000, a);
+        assert!(keys.verify(1_700_000_000, a, &nonce).is_ok());
+        assert!(keys.verify(1_700_000_600, a, &nonce).is_ok());
+        assert!(keys.verify(1_700_000_601, a, &nonce).is_err());
+        assert!(keys.verify(1_699_999_995, a, &nonce).is_ok());
+        assert!(keys.verify(1_699_999_994, a, &nonce).is_err());
+        for other in ["192.0.2.1:1001", "192.0.2.2:1000", "[2001:db8::1]:1000"] {
+            assert!(keys.verify(1_700_000_000, client(other), &nonce).is_err());
+        }
+        for i in 0..nonce.len() {
+            let mut bad = nonce;
+            bad[i] = if bad[i] == b'0' { b'1' } else { b'0' };
+            assert!(keys.verify(1_700_000_000, a, &bad).is_err(), "digit {i}");
+        }
+        assert!(keys.verify(1_700_000_000, a, &nonce[..23]).is_err());
+    }
+
+    #[test]
+    fn rotation_drops_nobody() {
+        let a = client("[2001:db8::1]:5");
+        let mut keys = NonceKeys::new(ServerSecret([1; 32]));
+        // Across the hour at which the derived key changes.
+        let before = keys.issue(7199, a);
+        assert!(keys.verify(7201, a, &before).is_ok());
+        // Across a change of the secret; not across two.
+        keys.rotate(ServerSecret([2; 32]));
+        assert!(keys.verify(7201, a, &before).is_ok());
+        let after = keys.issue(7201, a);
+        assert!(keys.verify(7202, a, &after).is_ok());
+        keys.rotate(ServerSecret([3; 32]));
+        assert!(keys.verify(7202, a, &before).is_err());
+        assert!(keys.verify(7202, a, &after).is_ok());
+        // Another process with the same secret.
+        let mut other = NonceKeys::new(ServerSecret([3; 32]));
+        assert!(other.verify(7202, a, &keys.issue(7202, a)).is_ok());
+    }
+}

@@ -1,0 +1,501 @@
+//! One shard's whole state. Datagrams, mail and time come in; routes, replies and mail come out.
+//!
+//! Call [`Shard::handle_datagram`] for each datagram and [`Shard::handle_mail`] for each message of another shard, then
+//! [`Shard::handle_timeout`] once, all with the same `now`; then take what [`Shard::outbox`] holds and
+//! [`Outbox::clear`] it; then wait until [`Shard::poll_timeout`]. A datagram whose verdict is [`Verdict::Forward`] is sent on by the
+//! caller, who still holds its bytes.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use crate::addr::{Addr, ClientAddr};
+use crate::forwarding::{Forward, ForwardingTable, NotForwarded, SocketIndex};
+use crate::lobby::door::{DoorAnswer, DoorRequest};
+use crate::lobby::{Lobby, LobbyConfig, Mail, Origin, Outbox, TimerKey, Turn};
+use crate::nonce::{NonceKeys, ServerSecret};
+use crate::stats::{Counter, Counters};
+use crate::ticket::Sealer;
+use crate::time::{Millis, WallClock};
+use crate::timer_wheel::TimerWheel;
+use crate::wire::native::{self, BadFields, Fields, code};
+use crate::wire::stun::{self, Class, Message, MessageWriter};
+use crate::wire::{self, Kind};
+
+mod credential;
+mod owner;
+
+pub use credential::RendezvousAccess;
+
+/// What a socket is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SocketRole {
+    /// The main port: STUN, rendezvous, relay.
+    Main,
+    /// The second vantage port: Binding only.
+    Probe,
+}
+
+/// What a shard is made with.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// Which shard this is.
+    pub index: u16,
+    /// How many there are, at most 128.
+    pub count: u16,
+    /// The role of each socket by its index; the same on every shard.
+    pub sockets: Vec<SocketRole>,
+    /// Limits and times of the lobby.
+    pub lobby: LobbyConfig,
+    /// Who may host, join, match and list.
+    pub access: RendezvousAccess,
+    /// The server's secret; the same on every shard.
+    pub secret: ServerSecret,
+    /// Unix time at `Millis(0)`.
+    pub wall: WallClock,
+    /// Seed of everything random in this shard: from the system's generator in production.
+    pub seed: [u8; 32],
+    /// The key of the hash that finds the owner of a name: the same on every shard.
+    pub placement_seeds: [u64; 2],
+}
+
+/// What is to become of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Send it on.
+    Forward(Forward),
+    /// It was consumed; answers, if any, are in the outbox.
+    Handled,
+    /// Nothing; the reason was counted.
+    Drop(Counter),
+}
+
+/// One shard.
+pub struct Shard {
+    index: u16,
+    count: u16,
+    sockets: Vec<SocketRole>,
+    access: RendezvousAccess,
+    wall: WallClock,
+    nonces: NonceKeys,
+    sealer: Sealer,
+    placement: owner::Placement,
+    forwarding: ForwardingTable,
+    lobby: Lobby,
+    wheel: TimerWheel<TimerKey>,
+    rng: StdRng,
+    counters: Counters,
+    outbox: Outbox,
+    fired: Vec<TimerKey>,
+    draining: bool,
+}
+
+/// Lends the lobby everything of the shard that it needs.
+macro_rules! turn {
+    ($shard:ident, $now:expr) => {
+        &mut Turn {
+            now: $now,
+            wall: $shard.wall,
+            out: &mut $shard.outbox,
+            wheel: &mut $shard.wheel,
+            rng: &mut $shard.rng,
+            counters: &mut $shard.counters,
+            sealer: &$shard.sealer,
+        }
+    };
+}
+
+impl Shard {
+    /// A shard without sessions.
+    #[must_use]
+    pub fn new(config: ShardConfig, now: Millis) -> Self {
+        assert!(
+            config.index < config.count && config.count <= 128,
+            "shards are numbered below their count, of which there are at most 128"
+        );
+        let mut rng = StdRng::from_seed(config.seed);
+        let mut seeds = || std::array::from_fn(|_| rng.random());
+        let forwarding =
+            ForwardingTable::new(config.lobby.members_max, config.lobby.limits, seeds());
+        let lobby = Lobby::new(config.lobby, config.index, config.count, seeds());
+        Self {
+            index: config.index,
+            count: config.count,
+            sockets: config.sockets,
+            access: config.access,
+            wall: config.wall,
+            nonces: NonceKeys::new(config.secret.clone()),
+            sealer: Sealer::new(config.secret),
+            placement: owner::Placement::new(config.placement_seeds, config.count),
+            forwarding,
+            lobby,
+            wheel: TimerWheel::new(now),
+            rng,
+            counters: Counters::default(),
+            outbox: Outbox::default(),
+            fired: Vec::new(),
+            draining: false,
+        }
+    }
+
+    /// What was counted so far.
+    pub fn counters(&mut self) -> &Counters {
+        self.counters
+            .set(Counter::Sessions, self.lobby.session_count());
+        self.counters
+            .set(Counter::Members, self.lobby.member_count());
+        self.counters.set(Counter::Flows, self.forwarding.len());
+        &self.counters
+    }
+
+    /// What is to be sent. The caller clears it when it has.
+    pub const fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+
+    /// The shard that answers for a session of this name.
+    #[must_use]
+    pub fn owner_of_name(&self, application: &str, name: &str) -> u16 {
+        self.placement.of_name(application, name)
+    }
+
+    /// Decides about one datagram.
+    pub fn handle_datagram(
+        &mut self,
+        now: Millis,
+        socket: SocketIndex,
+        source: ClientAddr,
+        datagram: &[u8],
+    ) -> Verdict {
+        let role = self.sockets[usize::from(socket.0)];
+        match (wire::kind(datagram), role) {
+            (Kind::ChannelData, SocketRole::Main) => self.relay(now, socket, source, datagram),
+            (Kind::Stun, _) => match self.handle_stun(now, socket, source, role, datagram) {
+                Ok(()) => Verdict::Handled,
+                Err(reason) => self.drop(reason),
+            },
+            _ => self.drop(Counter::DropParse),
+        }
+    }
+
+    fn drop(&mut self, reason: Counter) -> Verdict {
+        self.counters.count(reason);
+        Verdict::Drop(reason)
+    }
+
+    fn relay(
+        &mut self,
+        now: Millis,
+        socket: SocketIndex,
+        source: ClientAddr,
+        datagram: &[u8],
+    ) -> Verdict {
+        match self.forwarding.forward(now, socket, source, datagram) {
+            Ok(forward) => {
+                self.counters.count(Counter::RelayedPackets);
+                self.counters
+                    .add(Counter::RelayedBytes, forward.payload_len as u64);
+                Verdict::Forward(forward)
+            }
+            Err(reason) => self.drop(match reason {
+                NotForwarded::Malformed => Counter::DropParse,
+                NotForwarded::NoFlow => Counter::DropNoFlow,
+                NotForwarded::NoRoute => Counter::DropNoRoute,
+                NotForwarded::Limit => Counter::DropLimit,
+            }),
+        }
+    }
+
+    fn handle_stun(
+        &mut self,
+        now: Millis,
+        socket: SocketIndex,
+        source: ClientAddr,
+        role: SocketRole,
+        datagram: &[u8],
+    ) -> Result<(), Counter> {
+        if source.0.port() == 0 {
+            return Err(Counter::DropSource);
+        }
+        let message = Message::parse(datagram).map_err(|_| Counter::DropParse)?;
+        match (message.class(), message.method(), role) {
+            (Class::Request, stun::method::BINDING, _) => {
+                self.handle_binding(socket, source, &message);
+                Ok(())
+            }
+            (Class::Request, method, SocketRole::Main) if native::method::is_native(method) => {
+                self.handle_native(now, socket, source, &message)
+            }
+            (Class::Success, native::method::EVENT, SocketRole::Main) => {
+                self.handle_acknowledgement(now, socket, source, &message)
+            }
+            _ => Err(Counter::DropMethod),
+        }
+    }
+
+    /// RFC 8489 section 6.3.1.1; a message without the cookie is RFC 3489's and gets MAPPED-ADDRESS (section 11).
+    fn handle_binding(&mut self, socket: SocketIndex, source: ClientAddr, message: &Message<'_>) {
+        self.counters.count(Counter::Bindings);
+        let start = self.outbox.bytes.len();
+        let mut writer = MessageWriter::answer(&mut self.outbox.bytes, message, Class::Success);
+        if message.has_magic_cookie() {
+            writer.xor_addr(stun::attr::XOR_MAPPED_ADDRESS, source.0);
+        } else {
+            writer.plain_addr(stun::attr::MAPPED_ADDRESS, source.0);
+        }
+        writer.finish();
+        self.outbox.transmit(socket, source.0, start);
+    }
+
+    /// A native request: nothing happens before its source is proved, and then on the shard that owns what it is about.
+    fn handle_native(
+        &mut self,
+        now: Millis,
+        socket: SocketIndex,
+        source: ClientAddr,
+        message: &Message<'_>,
+    ) -> Result<(), Counter> {
+        let unix_secs = self.wall.unix_secs(now);
+        let nonce = message.find(stun::attr::NONCE);
+        let proof = nonce.map(|nonce| self.nonces.verify(unix_secs, source, nonce));
+        let proven = match proof {
+            Some(Ok(proven)) => proven,
+            None => {
+                return self.challenge(unix_secs, socket, source, message, code::UNAUTHENTICATED);
+            }
+            Some(Err(_)) => {
+                return self.challenge(unix_secs, socket, source, message, code::STALE_NONCE);
+            }
+        };
+        let origin = Origin {
+            addr: proven,
+            socket,
+            home: self.index,
+        };
+        match Fields::read(message) {
+            Ok(fields) => {
+                if !self.access.admits(unix_secs, message, &fields) {
+                    self.counters.count(Counter::CredentialFailures);
+                    return self.challenge(
+                        unix_secs,
+                        socket,
+                        source,
+                        message,
+                        code::UNAUTHENTICATED,
+                    );
+                }
+                self.dispatch(now, origin, message, &fields);
+            }
+            Err(bad) => self.answer_bad_fields(origin, message, bad),
+        }
+        Ok(())
+    }
+
+    /// Asks a source to prove its address. The answer is never larger than the request.
+    fn challenge(
+        &mut self,
+        unix_secs: u64,
+        socket: SocketIndex,
+        source: ClientAddr,
+        message: &Message<'_>,
+        error: u16,
+    ) -> Result<(), Counter> {
+        if message.bytes().len() < native::FIRST_ANSWER_LEN {
+            return Err(Counter::DropUnpadded);
+        }
+        self.counters.count(Counter::UnprovenReplies);
+        let nonce = self.nonces.issue(unix_secs, source);
+        let start = self.outbox.bytes.len();
+        MessageWriter::answer(&mut self.outbox.bytes, message, Class::Error)
+            .error_code(error)
+            .attribute(stun::attr::NONCE, &nonce)
+            .finish();
+        self.outbox.transmit(socket, source.0, start);
+        Ok(())
+    }
+
+    fn answer_bad_fields(&mut self, origin: Origin, message: &Message<'_>, bad: BadFields) {
+        self.counters.count(Counter::NativeErrors);
+        let start = self.outbox.bytes.len();
+        let mut writer = MessageWriter::answer(&mut self.outbox.bytes, message, Class::Error);
+        match bad {
+            BadFields::Malformed => writer.error_code(code::BAD_REQUEST),
+            BadFields::Unknown(kind) => writer
+                .error_code(code::UNKNOWN_ATTRIBUTE)
+                .unknown_attributes(&[kind]),
+        };
+        writer.finish();
+        self.outbox
+            .transmit(origin.socket, origin.addr.addr(), start);
+    }
+
+    /// Serves a request here or mails it to its owner.
+    fn dispatch(
+        &mut self,
+        now: Millis,
+        origin: Origin,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+    ) {
+        let seated = self
+            .forwarding
+            .seat_of(origin.socket, ClientAddr(origin.addr.addr()));
+        let owner = self
+            .placement
+            .owner(message.method(), fields, seated)
+            .unwrap_or(self.index);
+        if owner == self.index {
+            self.serve(now, origin, message, fields);
+        } else {
+            let bytes = message.bytes().into();
+            self.outbox
+                .mail
+                .push((owner, Mail::Request { origin, bytes }));
+        }
+    }
+
+    fn serve(&mut self, now: Millis, origin: Origin, message: &Message<'_>, fields: &Fields<'_>) {
+        let seated = self
+            .forwarding
+            .seat_of(origin.socket, ClientAddr(origin.addr.addr()))
+            .filter(|seat| {
+                owner::seats_anew(message.method()) && seat.code.owner(self.count) == self.index
+            });
+        let turn = turn!(self, now);
+        match seated {
+            Some(seat) => self
+                .lobby
+                .handle_second_seating(turn, origin, message, seat),
+            None => self
+                .lobby
+                .handle_request(turn, origin, message, fields, self.draining),
+        }
+        self.deliver_own_mail();
+    }
+
+    fn handle_acknowledgement(
+        &mut self,
+        now: Millis,
+        socket: SocketIndex,
+        source: ClientAddr,
+        message: &Message<'_>,
+    ) -> Result<(), Counter> {
+        let handle = message
+            .find(native::attr::SEAT_HANDLE)
+            .and_then(native::SeatHandle::from_bytes)
+            .ok_or(Counter::DropParse)?;
+        let owner = handle.code.owner(self.count);
+        if owner == self.index {
+            self.lobby.handle_acknowledgement(turn!(self, now), message);
+            self.deliver_own_mail();
+            return Ok(());
+        }
+        // Only a member, or one that just was, may make this shard write to another.
+        if self.forwarding.seat_of(socket, source).is_none() {
+            return Err(Counter::DropStale);
+        }
+        let bytes = message.bytes().into();
+        self.outbox
+            .mail
+            .push((owner, Mail::Acknowledgement { bytes }));
+        Ok(())
+    }
+
+    /// Takes in a message of another shard or of the control thread.
+    pub fn handle_mail(&mut self, now: Millis, mail: Mail) {
+        match mail {
+            Mail::Request { origin, bytes } => {
+                let message = Message::parse(&bytes).expect("the sending shard parsed it");
+                let fields = Fields::read(&message).expect("the sending shard read it");
+                self.serve(now, origin, &message, &fields);
+            }
+            Mail::Acknowledgement { bytes } => {
+                let message = Message::parse(&bytes).expect("the sending shard parsed it");
+                self.lobby
+                    .handle_acknowledgement(turn!(self, now), &message);
+            }
+            Mail::Door { id, request } => {
+                let answer = self.handle_door(now, *request);
+                self.outbox.door.push((id, answer));
+            }
+            install => self.install(install),
+        }
+        self.deliver_own_mail();
+    }
+
+    fn handle_door(&mut self, now: Millis, request: DoorRequest) -> DoorAnswer {
+        self.lobby.handle_door(turn!(self, now), request)
+    }
+
+    /// Lets time pass.
+    pub fn handle_timeout(&mut self, now: Millis) {
+        let mut fired = std::mem::take(&mut self.fired);
+        self.wheel.advance(now, &mut fired);
+        for key in fired.drain(..) {
+            self.lobby.handle_timer(turn!(self, now), key);
+        }
+        self.fired = fired;
+        self.deliver_own_mail();
+    }
+
+    /// When [`Shard::handle_timeout`] has something to do next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Millis> {
+        self.wheel.next_timeout()
+    }
+
+    /// From now on nobody new is seated.
+    pub const fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Signs with a new secret; the last one is still accepted.
+    pub fn rotate_secret(&mut self, secret: ServerSecret) {
+        self.nonces.rotate(secret.clone());
+        self.sealer.rotate(secret);
+    }
+
+    /// Mail to oneself does not leave the house.
+    fn deliver_own_mail(&mut self) {
+        let own = self.index;
+        let mut mail = std::mem::take(&mut self.outbox.mail);
+        for (_, mail) in mail.extract_if(.., |(shard, _)| *shard == own) {
+            self.install(mail);
+        }
+        self.outbox.mail = mail;
+    }
+
+    /// Carries out mail about the forwarding table.
+    fn install(&mut self, mail: Mail) {
+        match mail {
+            Mail::AddFlow {
+                socket,
+                source,
+                handle,
+            } => {
+                let source = ClientAddr(source.addr());
+                if !self.forwarding.add_flow(socket, source, handle) {
+                    self.counters.count(Counter::DropNoFlow);
+                }
+            }
+            Mail::RemoveFlow {
+                socket,
+                source,
+                handle,
+            } => self
+                .forwarding
+                .remove_flow(socket, ClientAddr(source.addr()), handle),
+            Mail::SetRoute { code, seat, route } => self.forwarding.set_route(code, seat, route),
+            Mail::Request { .. } | Mail::Acknowledgement { .. } | Mail::Door { .. } => {
+                unreachable!("a shard serves what it owns without mail to itself")
+            }
+        }
+    }
+
+    /// Whether this shard relays for `source`.
+    #[must_use]
+    pub fn has_flow(&self, socket: SocketIndex, source: Addr) -> bool {
+        self.forwarding
+            .seat_of(socket, ClientAddr(source))
+            .is_some()
+    }
+}

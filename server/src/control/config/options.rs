@@ -1,0 +1,256 @@
+//! The table of options: one entry makes the flag, the TOML key, the environment variable, the
+//! help line and the default. Meaning and validation of the values are in the parent module.
+//!
+//! To add an option: an entry here, a field in `Config`, a line in `Config::from_settings`, a row
+//! in `docs/operations.md`.
+
+use super::host::Host;
+
+/// What an option is worth when no layer names it.
+#[derive(Clone, Copy)]
+pub enum Preset {
+    /// Nothing.
+    Unset,
+    /// Always this.
+    Fixed(&'static str),
+    /// Depends on the host.
+    Host(fn(&Host) -> Vec<String>),
+}
+
+/// One option in all its forms.
+#[derive(Clone, Copy)]
+pub struct OptionSpec {
+    /// The flag without its dashes, `max-sessions`.
+    pub name: &'static str,
+    /// What stands for the value in the help.
+    pub value: &'static str,
+    /// One line of help.
+    pub help: &'static str,
+    /// How many values it takes at most; more than 1 makes it repeatable.
+    pub values_max: usize,
+    /// The value when no layer names it.
+    pub preset: Preset,
+    /// The value is never shown.
+    pub secret: bool,
+    /// A reload (`SIGHUP`) applies a change of it without a restart.
+    pub reloads: bool,
+}
+
+impl OptionSpec {
+    const fn new(name: &'static str, value: &'static str, help: &'static str) -> Self {
+        Self {
+            name,
+            value,
+            help,
+            values_max: 1,
+            preset: Preset::Unset,
+            secret: false,
+            reloads: false,
+        }
+    }
+
+    const fn preset(mut self, value: &'static str) -> Self {
+        self.preset = Preset::Fixed(value);
+        self
+    }
+
+    const fn by_host(mut self, values: fn(&Host) -> Vec<String>) -> Self {
+        self.preset = Preset::Host(values);
+        self
+    }
+
+    const fn up_to(mut self, values_max: usize) -> Self {
+        self.values_max = values_max;
+        self
+    }
+
+    const fn secret(mut self) -> Self {
+        self.secret = true;
+        self
+    }
+
+    const fn reloads(mut self) -> Self {
+        self.reloads = true;
+        self
+    }
+
+    /// Its key in the TOML file, `max_sessions`.
+    pub fn key(&self) -> String {
+        self.name.replace('-', "_")
+    }
+
+    /// Its environment variable, `WAYPOST_MAX_SESSIONS`.
+    pub fn variable(&self) -> String {
+        format!("WAYPOST_{}", self.key().to_uppercase())
+    }
+
+    /// The values of the default layer.
+    pub fn default_values(&self, host: &Host) -> Vec<String> {
+        match self.preset {
+            Preset::Unset => Vec::new(),
+            Preset::Fixed(value) => vec![value.to_owned()],
+            Preset::Host(values) => values(host),
+        }
+    }
+}
+
+/// The option that names the file itself: a flag and a variable, but no key of that file.
+pub const CONFIG_FILE: OptionSpec =
+    OptionSpec::new("config", "FILE", "Read options from this TOML file");
+
+/// Every option that the server acts upon.
+pub const OPTIONS: &[OptionSpec] = &[
+    OptionSpec::new(
+        "listen",
+        "IP:PORT",
+        "Main port, UDP; repeatable",
+    )
+    .up_to(32)
+    .by_host(default_listen),
+    OptionSpec::new(
+        "external-ip",
+        "IP[/LOCAL]",
+        "Public address of a host behind 1:1 NAT, and the local address it stands for; repeatable",
+    )
+    .up_to(32),
+    OptionSpec::new(
+        "probe-port",
+        "PORT",
+        "Second UDP port, by which a client sees whether its mapping changes per destination",
+    )
+    .preset("3479"),
+    OptionSpec::new(
+        "open-rendezvous",
+        "BOOL",
+        "Whether sessions need no credentials; false: a ticket or an expiry:user credential is needed",
+    )
+    .preset("true")
+    .reloads(),
+    OptionSpec::new(
+        "auth-secret",
+        "SECRET",
+        "Shared secret that signs expiry:user credentials; repeatable, two for rotation",
+    )
+    .up_to(2)
+    .secret()
+    .reloads(),
+    OptionSpec::new(
+        "auth-secret-file",
+        "FILE",
+        "File that holds an --auth-secret; repeatable",
+    )
+    .up_to(2)
+    .reloads(),
+    OptionSpec::new(
+        "secret-file",
+        "FILE",
+        "Secret that seals tickets and nonces; made at first start [default: `secret` in --state-dir]",
+    ),
+    OptionSpec::new("state-dir", "DIR", "Directory for what survives a restart")
+        .by_host(|host| vec![host.state_dir.display().to_string()]),
+    OptionSpec::new(
+        "coalesce-us",
+        "MICROSECONDS",
+        "Longest adaptive wait that gathers packets under load; 0 = never",
+    )
+    .preset("50"),
+    OptionSpec::new("shards", "N", "Event loops, one thread each [default: one per core]")
+        .by_host(|host| vec![host.core_count.to_string()]),
+    OptionSpec::new("pin", "BOOL", "Whether each shard is pinned to a core").preset("true"),
+    OptionSpec::new(
+        "io",
+        "BACKEND",
+        "auto, uring or mmsg; auto takes io_uring where the host allows it",
+    )
+    .preset("auto"),
+    OptionSpec::new(
+        "admin",
+        "IP:PORT",
+        "HTTP: status page, /metrics, /livez, /readyz, /v1; `off` for none",
+    )
+    .preset("127.0.0.1:9478"),
+    OptionSpec::new(
+        "admin-token",
+        "TOKEN",
+        "Bearer token of /v1; required when --admin is not on loopback",
+    )
+    .secret()
+    .reloads(),
+    OptionSpec::new("admin-token-file", "FILE", "File that holds the --admin-token").reloads(),
+    OptionSpec::new("max-sessions", "N", "Sessions at one time, over all shards").preset("65536"),
+    OptionSpec::new("max-members", "N", "Members at one time, over all shards").preset("262144"),
+    OptionSpec::new(
+        "keepalive-secs",
+        "SECONDS",
+        "How often an idle member is told to show that it lives",
+    )
+    .preset("15"),
+    OptionSpec::new(
+        "seat-hold-secs",
+        "SECONDS",
+        "How long the seat of a silent member is held",
+    )
+    .preset("30"),
+    OptionSpec::new("session-lifetime-secs", "SECONDS", "Longest life of a session")
+        .preset("86400"),
+    OptionSpec::new(
+        "member-packets-per-sec",
+        "N",
+        "Relayed packets per second that one member may send",
+    )
+    .preset("2000"),
+    OptionSpec::new(
+        "member-bytes-per-sec",
+        "BYTES",
+        "Relayed bytes per second that one member may send",
+    )
+    .preset("1048576"),
+    OptionSpec::new(
+        "drain-secs",
+        "SECONDS",
+        "How long SIGTERM waits for sessions to end before it stops; 0 = not at all",
+    )
+    .preset("30"),
+    OptionSpec::new(
+        "log-format",
+        "FORMAT",
+        "auto, json or pretty; auto is pretty on a terminal",
+    )
+    .preset("auto"),
+    OptionSpec::new("log-level", "LEVEL", "error, warn, info, debug or trace")
+        .preset("info")
+        .reloads(),
+];
+
+fn default_listen(host: &Host) -> Vec<String> {
+    let families: &[&str] = match host.has_ipv6 {
+        true => &["0.0.0.0:3478", "[::]:3478"],
+        false => &["0.0.0.0:3478"],
+    };
+    families.iter().map(|&text| text.to_owned()).collect()
+}
+
+/// The option of that name. Asking for one that is not in the table is a bug of ours.
+pub fn option(name: &str) -> &'static OptionSpec {
+    let found = OPTIONS.iter().find(|option| option.name == name);
+    found.unwrap_or_else(|| panic!("no option --{name} in the table"))
+}
+
+/// The nearest of `candidates` to what was typed, near enough to be what was meant.
+pub fn did_you_mean<S: AsRef<str>>(
+    typed: &str,
+    candidates: impl IntoIterator<Item = S>,
+) -> Option<S> {
+    let distance_max = (typed.len() / 3).clamp(1, 3);
+    candidates
+        .into_iter()
+        .map(|candidate| {
+            (
+                strsim::damerau_levenshtein(typed, candidate.as_ref()),
+                candidate,
+            )
+        })
+        .filter(|(distance, _)| *distance <= distance_max)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

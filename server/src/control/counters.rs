@@ -1,0 +1,105 @@
+//! The list of what shards count: name, help and labels of every number, in the order in which
+//! a shard publishes them. It counts nothing itself.
+
+use super::metrics::{CounterSpec, counter, gauge};
+
+/// Index of [`IO_COUNTERS`] in [`TABLES`].
+pub const IO_TABLE: usize = 0;
+/// Index of [`PROTOCOL_COUNTERS`] in [`TABLES`].
+pub const PROTOCOL_TABLE: usize = 1;
+/// Everything a shard publishes.
+pub const TABLES: &[&[CounterSpec]] = &[IO_COUNTERS, PROTOCOL_COUNTERS];
+
+/// The gauge that a drain watches: it has to be in one of the tables.
+pub const SESSIONS: &str = "waypost_sessions";
+
+const PACKETS: &str = "waypost_packets_total";
+const BYTES: &str = "waypost_bytes_total";
+const DROPPED: &str = "waypost_dropped_total";
+const PACKETS_HELP: &str = "Datagrams received and sent";
+const BYTES_HELP: &str = "Payload bytes received and sent";
+const DROPPED_HELP: &str = "Packets dropped, by reason";
+const IN: &[(&str, &str)] = &[("dir", "in"), ("proto", "udp")];
+const OUT: &[(&str, &str)] = &[("dir", "out"), ("proto", "udp")];
+
+const fn dropped(reason: &'static [(&'static str, &'static str)]) -> CounterSpec {
+    counter(DROPPED, DROPPED_HELP, reason)
+}
+
+/// What the packet backend counts.
+pub const IO_COUNTERS: &[CounterSpec] = &[
+    counter("waypost_turns_total", "Turns of the event loops", &[]),
+    counter(
+        "waypost_io_syscalls_total",
+        "System calls made for packets",
+        &[],
+    ),
+    counter(
+        "waypost_doorbells_total",
+        "Sleeps that another shard ended",
+        &[],
+    ),
+    counter(PACKETS, PACKETS_HELP, IN).per_shard(),
+    counter(BYTES, BYTES_HELP, IN).per_shard(),
+    counter(PACKETS, PACKETS_HELP, OUT).per_shard(),
+    counter(BYTES, BYTES_HELP, OUT).per_shard(),
+    counter(
+        "waypost_gso_trains_total",
+        "UDP segmentation trains sent",
+        &[],
+    ),
+    counter(
+        "waypost_gso_segments_total",
+        "Datagrams that left in trains",
+        &[],
+    ),
+    counter(
+        "waypost_gso_refused_total",
+        "Trains that the kernel refused",
+        &[],
+    ),
+    counter(
+        "waypost_gso_disabled_sockets_total",
+        "Sockets on which segmentation was switched off",
+        &[],
+    ),
+    dropped(&[("reason", "queue_full")]),
+    counter(
+        "waypost_send_too_large_retries_total",
+        "Datagrams larger than the path that were sent again with fragmentation allowed",
+        &[],
+    ),
+    dropped(&[("reason", "send_error")]),
+    dropped(&[("reason", "stale")]),
+    dropped(&[("reason", "truncated")]),
+    counter(
+        "waypost_ring_enobufs_total",
+        "Times the kernel found no free receive slot",
+        &[],
+    ),
+    counter(
+        "waypost_ring_rearm_total",
+        "Receive requests that had to be issued again",
+        &[],
+    ),
+    counter(
+        "waypost_receive_errors_total",
+        "Errors that the kernel reported on receiving",
+        &[],
+    ),
+    counter(
+        "waypost_ring_cq_overflow_total",
+        "Overflows of a completion queue",
+        &[],
+    ),
+];
+
+/// What the protocol counts.
+pub const PROTOCOL_COUNTERS: &[CounterSpec] = &[
+    gauge(SESSIONS, "Sessions at present", &[]),
+    gauge("waypost_members", "Members at present", &[]),
+    dropped(&[("reason", "parse")]),
+    dropped(&[("reason", "no_route")]),
+    dropped(&[("reason", "quota")]),
+    dropped(&[("reason", "unproven_budget")]),
+];

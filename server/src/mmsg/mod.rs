@@ -1,0 +1,241 @@
+//! Packet input and output by epoll, recvmmsg and sendmmsg, for hosts that forbid io_uring.
+//!
+//! The same face and the same guarantees as [`crate::ring`]. On one busy socket it costs about the
+//! same; with many sockets each datagram tends to cost its own system call. Nothing here blocks
+//! but the wait in [`PacketIo::turn`]; it never looks into a payload.
+#![allow(unsafe_code)]
+
+mod recv;
+pub(crate) mod send;
+pub(crate) mod slot_memory;
+mod slots;
+pub(crate) mod sys;
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bumpalo::Bump;
+
+use crate::packet_io::{
+    Doorbell, IoConfig, IoStats, Pace, PacketIo, Received, RecvBuf, SetupError, SocketId,
+    SocketTable, Trains, TurnStamp, WireAddr, kernel_corrupts_trains,
+};
+use recv::Receiver;
+use send::Sender;
+use slots::Slots;
+use sys::Epoll;
+
+/// Datagrams that can be staged before they are sent early.
+const STAGED: usize = 1024;
+/// The epoll token of the doorbell; no socket id is that large.
+const DOORBELL: u64 = u64::MAX;
+
+/// Packet input and output of one shard over recvmmsg and sendmmsg.
+#[derive(Debug)]
+pub struct Mmsg {
+    sockets: SocketTable<()>,
+    epoll: Epoll,
+    doorbell: Arc<File>,
+    slots: Slots,
+    receiver: Receiver,
+    sender: Sender,
+    staged: Trains,
+    arena: Bump,
+    removed: Vec<SocketId>,
+    pace: Pace,
+    stamp: TurnStamp,
+    left_this_turn: usize,
+    gso: bool,
+    stats: IoStats,
+}
+
+impl Mmsg {
+    /// Sets the backend up; all memory that it needs is taken here.
+    ///
+    /// # Errors
+    ///
+    /// [`SetupError::Config`] for a size out of range, [`SetupError::Limit`] when the process has
+    /// no descriptor left.
+    pub fn new(config: &IoConfig) -> Result<Self, SetupError> {
+        let config = config.checked()?;
+        let limit = |what| {
+            move |source| SetupError::Limit {
+                what,
+                source,
+                remedy: "raise the limit of open files (LimitNOFILE, ulimit -n)",
+            }
+        };
+        if config.coalesce_us > 0 {
+            sys::sharpen_timers();
+        }
+        let epoll = Epoll::new().map_err(limit("epoll_create1"))?;
+        let doorbell = Arc::new(sys::eventfd().map_err(limit("eventfd"))?);
+        epoll
+            .add(&*doorbell, DOORBELL)
+            .map_err(limit("epoll_ctl"))?;
+        Ok(Self {
+            sockets: SocketTable::new(config.max_sockets),
+            epoll,
+            doorbell,
+            slots: Slots::new(config.slots, config.slot_bytes),
+            receiver: Receiver::new(config.slots as usize),
+            sender: Sender::new(),
+            staged: Trains::new(STAGED),
+            arena: Bump::new(),
+            removed: Vec::new(),
+            pace: Pace::new(config.coalesce_us),
+            stamp: TurnStamp::of_new_backend(),
+            left_this_turn: 0,
+            gso: !kernel_corrupts_trains(&sys::kernel_release()),
+            stats: IoStats::default(),
+        })
+    }
+
+    /// Sends what is staged; afterwards nothing refers to slots or arena any more.
+    fn flush(&mut self) {
+        if !self.staged.is_empty() {
+            self.sender
+                .flush(&self.staged, &mut self.sockets, &mut self.stats);
+            self.staged.clear();
+        }
+        self.arena.reset();
+    }
+
+    fn stage(&mut self, socket: SocketId, to: SocketAddr, at: *const u8, len: u32) {
+        self.staged.push(socket, WireAddr::from(to), at, len);
+    }
+
+    fn make_room(&mut self) {
+        if self.staged.is_full() {
+            self.flush();
+        }
+    }
+}
+
+impl PacketIo for Mmsg {
+    fn add_socket(&mut self, socket: UdpSocket) -> io::Result<SocketId> {
+        let id = self.sockets.insert(socket, self.gso, ())?;
+        let added = match self.sockets.get(id) {
+            Some(entry) => self.epoll.add(&entry.socket, u64::from(id.to_raw())),
+            None => Ok(()),
+        };
+        if let Err(error) = added {
+            self.sockets.retire(id);
+            self.sockets.free(id);
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    fn remove_socket(&mut self, id: SocketId) {
+        if self.sockets.retire(id) {
+            self.removed.push(id);
+        }
+    }
+
+    fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.stats.turns += 1;
+        self.stamp.advance();
+        self.flush();
+        for id in self.removed.drain(..) {
+            // Dropping the socket closes it, which takes it out of the epoll set (epoll(7)).
+            self.sockets.free(id);
+        }
+        self.slots.give_back();
+        let wait = self.pace.next_wait(self.receiver.take_arrived());
+        let timeout = if self.receiver.is_empty() {
+            timeout
+        } else {
+            Some(Duration::ZERO)
+        };
+        let rung = self.receiver.receive(
+            &self.epoll,
+            timeout,
+            wait,
+            &mut self.slots,
+            &self.sockets,
+            &mut self.stats,
+        )?;
+        if rung {
+            // It is readable, so this does not block.
+            (&*self.doorbell).read_exact(&mut [0; 8])?;
+            self.stats.doorbells += 1;
+        }
+        self.left_this_turn = crate::packet_io::TURN_DATAGRAMS;
+        Ok(())
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Received> {
+        self.left_this_turn = self.left_this_turn.checked_sub(1)?;
+        loop {
+            let arrival = self.receiver.pop()?;
+            self.slots.borrow_for_turn(arrival.slot);
+            if !self.sockets.is_live(arrival.socket) {
+                continue;
+            }
+            self.stats.datagrams_received += 1;
+            self.stats.bytes_received += u64::from(arrival.len);
+            return Some(Received {
+                socket: arrival.socket,
+                from: arrival.from,
+                buf: RecvBuf::new(self.stamp, arrival.slot, arrival.len),
+            });
+        }
+    }
+
+    #[inline]
+    fn payload<'a>(&'a self, buf: &'a RecvBuf) -> &'a [u8] {
+        let slot = buf.slot(self.stamp);
+        // SAFETY: the stamp proves that the slot was handed out in this turn.
+        unsafe { self.slots.memory.payload(slot, buf.len()) }
+    }
+
+    #[inline]
+    fn payload_mut<'a>(&'a mut self, buf: &'a mut RecvBuf) -> &'a mut [u8] {
+        let slot = buf.slot(self.stamp);
+        // SAFETY: the stamp proves that the slot was handed out in this turn.
+        unsafe { self.slots.memory.payload_mut(slot, buf.len()) }
+    }
+
+    #[inline]
+    fn forward(
+        &mut self,
+        buf: RecvBuf,
+        strip: usize,
+        header: &[u8],
+        socket: SocketId,
+        to: SocketAddr,
+    ) {
+        self.make_room();
+        let slot = buf.slot(self.stamp);
+        // SAFETY: the stamp proves that the slot was handed out in this turn.
+        let (at, len) = unsafe { self.slots.memory.reframe(slot, buf.len(), strip, header) };
+        self.stage(socket, to, at, len);
+    }
+
+    fn send(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
+        self.make_room();
+        let at = self.arena.alloc_slice_copy(bytes).as_ptr();
+        self.stage(socket, to, at, bytes.len() as u32);
+    }
+
+    fn doorbell(&self) -> Doorbell {
+        Doorbell::new(Arc::clone(&self.doorbell))
+    }
+
+    fn stats(&self) -> &IoStats {
+        &self.stats
+    }
+
+    fn socket(&self, id: SocketId) -> Option<&UdpSocket> {
+        self.sockets.get(id).map(|entry| &entry.socket)
+    }
+
+    fn backend(&self) -> &'static str {
+        "mmsg"
+    }
+}
