@@ -17,14 +17,16 @@ use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
 use crate::time::{Millis, WallClock};
 use crate::timer_wheel::TimerWheel;
-use crate::wire::native::{self, BadFields, Fields, code};
-use crate::wire::stun::{self, Class, Message, MessageWriter};
+use crate::wire::native::{self, BadFields, Fields, SeatHandle, code};
+use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
 use crate::wire::{self, Kind};
 
 mod credential;
+mod inspection;
 mod owner;
 
 pub use credential::{RendezvousAccess, time_limited_password};
+pub use inspection::Inspection;
 pub use owner::Placement;
 
 /// What a socket is for.
@@ -339,22 +341,27 @@ impl Shard {
             .owner(message.method(), fields, seated)
             .unwrap_or(self.index);
         if owner == self.index {
-            self.serve(now, origin, message, fields);
+            self.serve(now, origin, seated, message, fields);
         } else {
             let bytes = message.bytes().into();
-            self.outbox
-                .mail
-                .push((owner, Mail::Request { origin, bytes }));
+            let mail = Mail::Request {
+                origin,
+                seated,
+                bytes,
+            };
+            self.outbox.mail.push((owner, mail));
         }
     }
 
-    fn serve(&mut self, now: Millis, origin: Origin, message: &Message<'_>, fields: &Fields<'_>) {
-        let seated = self
-            .forwarding
-            .seat_of(origin.socket, ClientAddr(origin.addr.addr()))
-            .filter(|seat| {
-                owner::seats_anew(message.method()) && seat.code.owner(self.count) == self.index
-            });
+    fn serve(
+        &mut self,
+        now: Millis,
+        origin: Origin,
+        seated: Option<SeatHandle>,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+    ) {
+        let seated = seated.filter(|_| owner::seats_anew(message.method()));
         let turn = turn!(self, now);
         match seated {
             Some(seat) => self
@@ -385,7 +392,12 @@ impl Shard {
             return Ok(());
         }
         // Only a member, or one that just was, may make this shard write to another.
-        if self.forwarding.seat_of(socket, source).is_none() {
+        let is_member = self.forwarding.seat_of(socket, source) == Some(handle);
+        let was_member = || {
+            let token = self.sealer.token(handle);
+            message.verify_integrity(Integrity::Sha256Truncated, &token)
+        };
+        if !is_member && !was_member() {
             return Err(Counter::DropStale);
         }
         let bytes = message.bytes().into();
@@ -398,10 +410,14 @@ impl Shard {
     /// Takes in a message of another shard or of the control thread.
     pub fn handle_mail(&mut self, now: Millis, mail: Mail) {
         match mail {
-            Mail::Request { origin, bytes } => {
+            Mail::Request {
+                origin,
+                seated,
+                bytes,
+            } => {
                 let message = Message::parse(&bytes).expect("the sending shard parsed it");
                 let fields = Fields::read(&message).expect("the sending shard read it");
-                self.serve(now, origin, &message, &fields);
+                self.serve(now, origin, seated, &message, &fields);
             }
             Mail::Acknowledgement { bytes } => {
                 let message = Message::parse(&bytes).expect("the sending shard parsed it");

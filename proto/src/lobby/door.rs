@@ -5,7 +5,7 @@ use rand::RngExt;
 
 use super::seating::NewSession;
 use super::session::Session;
-use super::{Lobby, TimerKey, Turn};
+use super::{Lobby, Turn};
 use crate::wire::join_code::JoinCode;
 use crate::wire::native::{LeaveReason, SeatHandle, SeatId, code, password_key};
 
@@ -179,10 +179,8 @@ impl Lobby {
             tickets,
             expires_unix_secs: turn.wall.unix_secs(entry.expires_at),
         };
-        let uid = entry.uid;
         self.sessions[session].reserved = reserved;
-        let at = turn.now.plus_secs(self.config.unseated_hold_secs);
-        turn.wheel.schedule(at, TimerKey::Session(session, uid));
+        self.wait_unseated(turn, session);
         answer
     }
 
