@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod agent;
 pub mod forwarding;
 pub mod lobby;
 pub mod nonce;

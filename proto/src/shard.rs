@@ -27,6 +27,7 @@ mod owner;
 
 pub use credential::{RendezvousAccess, time_limited_password};
 pub use inspection::Inspection;
+pub use owner::Placement;
 
 /// What a socket is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,7 +81,7 @@ pub struct Shard {
     wall: WallClock,
     nonces: NonceKeys,
     sealer: Sealer,
-    placement: owner::Placement,
+    placement: Placement,
     forwarding: ForwardingTable,
     lobby: Lobby,
     wheel: TimerWheel<TimerKey>,
@@ -127,7 +128,7 @@ impl Shard {
             wall: config.wall,
             nonces: NonceKeys::new(config.secret.clone()),
             sealer: Sealer::new(config.secret),
-            placement: owner::Placement::new(config.placement_seeds, config.count),
+            placement: Placement::new(config.placement_seeds, config.count),
             forwarding,
             lobby,
             wheel: TimerWheel::new(now),
@@ -152,12 +153,6 @@ impl Shard {
     /// What is to be sent. The caller clears it when it has.
     pub const fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox
-    }
-
-    /// The shard that answers for a session of this name.
-    #[must_use]
-    pub fn owner_of_name(&self, application: &str, name: &str) -> u16 {
-        self.placement.of_name(application, name)
     }
 
     /// Decides about one datagram.
@@ -457,6 +452,16 @@ impl Shard {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Millis> {
         self.wheel.next_timeout()
+    }
+
+    /// Counts requests for other shards that found a full mailbox.
+    pub fn count_lost_mail(&mut self, count: u64) {
+        self.counters.add(Counter::DropMailbox, count);
+    }
+
+    /// Changes who may host, join, match and list.
+    pub fn set_access(&mut self, access: RendezvousAccess) {
+        self.access = access;
     }
 
     /// From now on nobody new is seated.

@@ -1,0 +1,639 @@
+//! What a datagram means: data of a member, an answer, an event, a check. Believes nothing that did not come from whom
+//! it could come from.
+
+use super::event::{Delivery, Event, ListedSession, Transmit};
+use super::failure::{Failure, Rejected};
+use super::punch::{Introduced, Punch};
+use super::request::{Op, Request};
+use super::roster::{Member, Seat};
+use super::transaction::Repetition;
+use super::{Agent, EVENTS_MAX, EVENTS_PER_MESSAGE, NONCE_MAX, Probing, TRANSMITS_MAX};
+use crate::addr::Addr;
+use crate::time::Millis;
+use crate::wire::channel_data;
+use crate::wire::native::{
+    self, EventHead, EventKind, Fields, LeaveReason, SeatId, attr, code, member_flags,
+};
+use crate::wire::stun::{
+    self, Attributes, Class, Integrity, Message, MessageWriter, TransactionId,
+};
+use crate::wire::{self, Kind};
+use rand::RngExt;
+
+/// After so many new nonces a request has failed.
+const RENEWALS_MAX: u8 = 8;
+/// Between two tries to get the seat back from a server that is full, milliseconds.
+const RECOVERY_PAUSE_MS: u64 = 4_000;
+/// How long a member known from before a resumption may take to resume as well, if the server does not say. Seconds.
+const CONFIRMATION_SECS: u32 = 60;
+
+impl Agent {
+    /// Takes a datagram that came from `from`. Data for the owner stay where they are in `bytes`.
+    pub fn handle_datagram(&mut self, now: Millis, from: Addr, bytes: &[u8]) -> Option<Delivery> {
+        match wire::kind(bytes) {
+            Kind::ChannelData => self.on_channel_data(now, from, bytes),
+            Kind::Stun => {
+                match Message::parse(bytes) {
+                    Ok(message) if message.has_magic_cookie() => {
+                        self.on_message(now, from, &message);
+                    }
+                    _ => self.counters.malformed += 1,
+                }
+                None
+            }
+            // A peer's opener that lived longer than it should is nothing to count.
+            Kind::Other if bytes == [0xff] => None,
+            Kind::Other => {
+                self.counters.malformed += 1;
+                None
+            }
+        }
+    }
+
+    fn on_channel_data(&mut self, now: Millis, from: Addr, bytes: &[u8]) -> Option<Delivery> {
+        let Some(frame) = channel_data::parse(bytes) else {
+            self.counters.malformed += 1;
+            return None;
+        };
+        let relayed = from == self.config.server;
+        let direct_allowed = self.config.policy.allows_direct();
+        let member = frame
+            .channel
+            .seat()
+            .and_then(|seat| self.roster.in_seat(seat));
+        let Some(member) = member else {
+            self.counters.refused_data += 1;
+            return None;
+        };
+        let mut proven = || {
+            let punch = member.punch.as_mut()?;
+            (direct_allowed && punch.accepts_data(now, from)).then_some(())
+        };
+        if !relayed && proven().is_none() {
+            self.counters.refused_data += 1;
+            return None;
+        }
+        let id = member.id;
+        if relayed {
+            self.counters.relayed_in += 1;
+            self.relay_active = true;
+            self.on_heard(now);
+        } else {
+            self.counters.direct_in += 1;
+        }
+        Some(Delivery {
+            from: id,
+            direct: !relayed,
+            range: channel_data::HEADER_LEN..channel_data::HEADER_LEN + frame.data.len(),
+        })
+    }
+
+    fn on_message(&mut self, now: Millis, from: Addr, message: &Message<'_>) {
+        let of_server = from == self.config.server;
+        match (message.method(), message.class()) {
+            (stun::method::BINDING, Class::Request) if !of_server => {
+                self.on_check(now, from, message);
+            }
+            (stun::method::BINDING, Class::Success) => {
+                let mapped = message.find_xor_addr(stun::attr::XOR_MAPPED_ADDRESS);
+                if let Some(mapped) = mapped
+                    && let Some(probe) = &mut self.probe
+                    && probe.on_answer(from, message.transaction_id(), mapped)
+                {
+                    if of_server {
+                        self.on_heard(now);
+                    }
+                    self.handle_timeout(now);
+                } else if !of_server {
+                    self.on_check_answer(now, from, message);
+                }
+            }
+            (native::method::EVENT, Class::Request) if of_server => self.on_events(now, message),
+            (_, Class::Success | Class::Error) if of_server => self.on_answer(now, message),
+            _ => self.counters.unexpected += 1,
+        }
+    }
+
+    fn on_heard(&mut self, now: Millis) {
+        self.heard = now;
+        if self.silent {
+            self.silent = false;
+            self.tell(Event::ServerBack);
+            self.tell_all_paths();
+        }
+    }
+
+    fn on_check(&mut self, now: Millis, from: Addr, message: &Message<'_>) {
+        let sender = message
+            .find(attr::SEAT_HANDLE)
+            .and_then(native::SeatHandle::from_bytes);
+        let (Some(sender), Some(seat)) = (sender, &self.seat) else {
+            self.counters.unexpected += 1;
+            return;
+        };
+        let same_session = sender.code == seat.handle.code;
+        let punch = self
+            .roster
+            .get_mut(sender.id)
+            .and_then(|member| member.punch.as_mut());
+        match punch {
+            Some(punch) if same_session && punch.verifies(message) => {
+                let id = message.transaction_id();
+                let answer = punch.on_check(now, from, id, self.config.server, &mut self.rng);
+                if self.out.len() < TRANSMITS_MAX {
+                    self.out.extend(answer);
+                }
+                self.tell_path(sender.id);
+            }
+            _ => self.counters.unexpected += 1,
+        }
+    }
+
+    fn on_check_answer(&mut self, now: Millis, from: Addr, message: &Message<'_>) {
+        let proven = self.roster.iter_mut().find_map(|member| {
+            let punch = member.punch.as_mut()?;
+            punch.on_answer(now, from, message).then_some(member.id)
+        });
+        match proven {
+            Some(id) => self.tell_path(id),
+            None => self.counters.unexpected += 1,
+        }
+    }
+
+    fn on_answer(&mut self, now: Millis, message: &Message<'_>) {
+        let at = self.requests.iter().position(|request| {
+            request.transaction == message.transaction_id()
+                && request.op.method() == message.method()
+                && !request.parked
+        });
+        let (Some(at), Ok(fields)) = (at, Fields::read(message)) else {
+            self.counters.unexpected += 1;
+            return;
+        };
+        if message.class() == Class::Error {
+            match message.error_code() {
+                Some(code) => {
+                    self.on_heard(now);
+                    self.on_error(now, at, code, fields.nonce);
+                }
+                None => self.counters.malformed += 1,
+            }
+            return;
+        }
+        let request = &self.requests[at];
+        let genuine = !native::method::is_seated(request.op.method())
+            || self.seat.as_ref().is_some_and(|seat| {
+                message.verify_integrity(Integrity::Sha256Truncated, &seat.token)
+            });
+        if !genuine {
+            self.counters.unexpected += 1;
+            return;
+        }
+        if request.op.seats() && (fields.handle.is_none() || fields.token.is_none()) {
+            self.counters.malformed += 1;
+            return;
+        }
+        self.on_heard(now);
+        let request = self.requests.remove(at);
+        if let Some(server_time) = fields.server_time_ms {
+            let repetition = &request.repetition;
+            let sent = repetition.only_sent().unwrap_or(repetition.started());
+            self.clock.sample(now, sent, server_time);
+        }
+        self.on_success(now, request, message, &fields);
+    }
+
+    fn on_success(
+        &mut self,
+        now: Millis,
+        request: Request,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+    ) {
+        if request.op.seats() {
+            self.on_seated(now, request, fields);
+            return;
+        }
+        match request.op {
+            Op::List { .. } => {
+                let sessions = message
+                    .attributes()
+                    .filter(|attribute| attribute.kind == attr::LIST_ENTRY)
+                    .filter_map(|attribute| listed(attribute.value, message.transaction_id()))
+                    .collect();
+                if let Some(request) = request.id {
+                    self.tell(Event::Listed {
+                        request,
+                        sessions,
+                        next: fields.list_cursor,
+                    });
+                }
+                return;
+            }
+            Op::Leave | Op::Close => self.unseat(),
+            Op::UpdateSession(update) => {
+                if let Some(hosted) = &mut self.hosted {
+                    remember(hosted, update);
+                }
+            }
+            Op::UpdateMember(data) => self.member_data = data,
+            Op::Keepalive => {
+                if self.mapping.is_some() && self.mapping_told.is_none() {
+                    self.mapping_told = Some(now);
+                }
+                self.schedule_keepalive(now);
+                if let (Some(seat), Some(mapped)) = (&mut self.seat, fields.mapped)
+                    && seat.mapped != Some(mapped)
+                {
+                    seat.mapped = Some(mapped);
+                    self.tell(Event::AddressChanged(mapped));
+                }
+            }
+            _ => {}
+        }
+        if let Some(request) = request.id {
+            self.tell(Event::Done { request });
+        }
+    }
+
+    fn schedule_keepalive(&mut self, now: Millis) {
+        let Some(seat) = &self.seat else { return };
+        let interval = u64::from(seat.keepalive_secs) * 1000;
+        // Clients that a restart of the server has brought into step drift apart again.
+        let early = self.rng.random_range(0..=interval / 10);
+        self.keepalive_at = now + (interval - early);
+    }
+
+    fn on_seated(&mut self, now: Millis, request: Request, fields: &Fields<'_>) {
+        let ticket = match &request.op {
+            Op::Resume { ticket, .. } => Some(ticket.as_slice()),
+            _ => None,
+        };
+        let Some(seat) = Seat::read(fields, ticket) else {
+            return;
+        };
+        let own = seat.handle.id;
+        let old = self.seat.replace(seat);
+        let recovered = self.recovering && matches!(request.op, Op::Resume { .. });
+        if recovered {
+            self.keep_members_for_now(now);
+        } else {
+            let members: Vec<SeatId> = self.roster.iter().map(|member| member.id).collect();
+            self.roster.clear();
+            for member in members {
+                self.tell(Event::MemberLeft(member, LeaveReason::TimedOut));
+            }
+            self.session = super::SessionInfo::default();
+        }
+        self.session.update(fields);
+        if let Op::Host(host) = request.op {
+            self.session.host = Some(own);
+            self.session.name.clone_from(&host.name);
+            self.session.metadata.clone_from(&host.metadata);
+            if fields.max_members.is_none() {
+                self.session.max_members = host.max_members;
+            }
+            if fields.session_flags.is_none() {
+                self.session.flags = host.flags();
+            }
+            self.hosted = Some(host);
+        }
+        if fields
+            .member_flags
+            .is_some_and(|flags| flags & member_flags::HOST != 0)
+        {
+            self.session.host = Some(own);
+        }
+        self.mapping_told = self.mapping.map(|_| now);
+        self.schedule_keepalive(now);
+        if self.recovering {
+            self.recovering = false;
+            let (was, is) = (
+                old.map(|seat| seat.code()),
+                self.seat.as_ref().map(Seat::code),
+            );
+            match (was, is) {
+                (Some(old), Some(new)) if old != new => self.tell(Event::CodeChanged { old, new }),
+                _ => self.tell(Event::Resumed),
+            }
+            self.unpark(now);
+        }
+        if let Some(request) = request.id {
+            self.tell(Event::Done { request });
+        }
+        if self.config.probing != Probing::Off
+            && self.config.policy.allows_direct()
+            && let Some(port) = self.seat.as_ref().and_then(|seat| seat.probe_port)
+        {
+            self.begin_probe(now, port);
+            self.handle_timeout(now);
+        }
+    }
+
+    /// After a resumption the server names the members again, as they resume too. Until it has had time to, those known from
+    /// before stay, and with them their direct paths.
+    fn keep_members_for_now(&mut self, now: Millis) {
+        let hold_secs = self.seat.as_ref().map_or(0, |seat| seat.hold_secs);
+        let secs = if hold_secs == 0 {
+            CONFIRMATION_SECS
+        } else {
+            hold_secs
+        };
+        for member in self.roster.iter_mut() {
+            member.unconfirmed_until = Some(now.plus_secs(secs));
+        }
+    }
+
+    /// Sends again, from the new seat, what waited for it.
+    fn unpark(&mut self, now: Millis) {
+        for at in 0..self.requests.len() {
+            if self.requests[at].parked {
+                self.requests[at].parked = false;
+                self.write_request(now, at);
+            }
+        }
+        self.send_requests(now);
+    }
+
+    fn on_error(&mut self, now: Millis, at: usize, error: u16, nonce: Option<&[u8]>) {
+        let request = &mut self.requests[at];
+        let renewable = match error {
+            code::STALE_NONCE => true,
+            // With a nonce already in the request the credential is what is wrong.
+            code::UNAUTHENTICATED => !had_nonce(&request.bytes),
+            _ => false,
+        };
+        if renewable
+            && let Some(nonce) = nonce.filter(|nonce| nonce.len() <= NONCE_MAX)
+            && request.renewals < RENEWALS_MAX
+        {
+            request.renewals += 1;
+            self.nonce = Some(nonce.to_vec());
+            self.write_request(now, at);
+            self.send_requests(now);
+            return;
+        }
+        if self.recovering
+            && request.op.seats()
+            && matches!(error, code::CAPACITY | code::TOO_MANY_ATTEMPTS)
+        {
+            // A server that has just come up, and everybody with it: worth another try.
+            self.write_request(now, at);
+            self.requests[at].repetition = Repetition::new(now + RECOVERY_PAUSE_MS);
+            return;
+        }
+        let seated = native::method::is_seated(request.op.method());
+        if seated && error == code::SEAT_GONE && !matches!(request.op, Op::Leave | Op::Close) {
+            self.recover(now);
+            return;
+        }
+        let request = self.requests.remove(at);
+        match (request.id, &request.op) {
+            (Some(id), op) => {
+                let gone = matches!(op, Op::Leave | Op::Close) && error == code::SEAT_GONE;
+                if gone {
+                    self.unseat();
+                    self.tell(Event::Done { request: id });
+                } else {
+                    self.tell(Event::Failed {
+                        request: id,
+                        failure: Failure::Rejected(Rejected { code: error }),
+                    });
+                }
+            }
+            (None, Op::Resume { .. }) if self.recovering => self.host_again(now),
+            (None, Op::Host(_)) if self.recovering => self.lose_seat(),
+            (None, Op::Keepalive) => self.schedule_keepalive(now),
+            (None, _) => {}
+        }
+    }
+
+    /// The server does not know the seat any more: come back to it by its ticket.
+    fn recover(&mut self, now: Millis) {
+        for request in &mut self.requests {
+            request.parked |= native::method::is_seated(request.op.method());
+        }
+        // Its own doing, and moot until the seat is back.
+        self.requests
+            .retain(|request| request.id.is_some() || !matches!(request.op, Op::Keepalive));
+        if self.recovering {
+            return;
+        }
+        self.recovering = true;
+        let is_host = self.is_host();
+        let ticket = self
+            .seat
+            .as_ref()
+            .map(|seat| seat.ticket.clone())
+            .unwrap_or_default();
+        if ticket.is_empty() {
+            self.host_again(now);
+            return;
+        }
+        let op = Op::Resume {
+            ticket,
+            name: self.session.name.clone().filter(|_| is_host),
+            metadata: is_host.then(|| self.session.metadata.clone()),
+        };
+        self.begin(now, None, op);
+    }
+
+    /// The ticket is void. A host can make its session again; the others can only be told.
+    fn host_again(&mut self, now: Millis) {
+        match self.hosted.clone() {
+            Some(hosted) if self.is_host() => self.begin(now, None, Op::Host(hosted)),
+            _ => self.lose_seat(),
+        }
+    }
+
+    fn lose_seat(&mut self) {
+        self.unseat();
+        self.tell(Event::SeatLost);
+    }
+
+    fn on_events(&mut self, now: Millis, message: &Message<'_>) {
+        // While a resumption is under way the numbers may have begun again, which its answer tells.
+        let (Some(seat), Ok(fields), false) =
+            (&mut self.seat, Fields::read(message), self.recovering)
+        else {
+            self.counters.unexpected += 1;
+            return;
+        };
+        let genuine = fields.handle == Some(seat.handle)
+            && message.verify_integrity(Integrity::Sha256Truncated, &seat.token);
+        let (true, Some(sequence)) = (genuine, fields.event_sequence) else {
+            self.counters.unexpected += 1;
+            return;
+        };
+        if self.events.len() + EVENTS_PER_MESSAGE > EVENTS_MAX || self.out.len() >= TRANSMITS_MAX {
+            self.counters.events_deferred += 1;
+            return;
+        }
+        let mut answer = Vec::with_capacity(52);
+        MessageWriter::answer(&mut answer, message, Class::Success)
+            .attribute(attr::SEAT_HANDLE, &seat.handle.to_bytes())
+            .integrity(Integrity::Sha256Truncated, &seat.token)
+            .finish();
+        self.out.push_back(Transmit {
+            to: self.config.server,
+            ttl: None,
+            bytes: answer,
+        });
+        let is_next = sequence == seat.last_event.wrapping_add(1);
+        if is_next {
+            seat.last_event = sequence;
+        }
+        self.on_heard(now);
+        if is_next {
+            let events = message
+                .attributes()
+                .filter(|attribute| attribute.kind == attr::EVENT)
+                .filter_map(|attribute| EventHead::parse(attribute.value));
+            for (head, nested) in events {
+                self.on_event(now, head, nested, message.transaction_id());
+            }
+        }
+    }
+
+    fn on_event(
+        &mut self,
+        now: Millis,
+        head: EventHead,
+        nested: Attributes<'_>,
+        id: TransactionId,
+    ) {
+        let Ok(fields) = Fields::read_list(nested, id) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let reason = LeaveReason::from_byte(head.reason);
+        match head.kind {
+            EventKind::MemberJoined => self.on_member_joined(head.seat, &fields),
+            EventKind::MemberLeft => {
+                if self.roster.remove(head.seat).is_some() {
+                    let reason = reason.unwrap_or(LeaveReason::Left);
+                    self.tell(Event::MemberLeft(head.seat, reason));
+                }
+            }
+            EventKind::HostChanged => {
+                self.session.host = Some(head.seat);
+                self.tell(Event::HostChanged(head.seat));
+            }
+            EventKind::SessionChanged => {
+                self.session.update(&fields);
+                self.tell(Event::SessionChanged);
+            }
+            EventKind::MemberChanged => {
+                if let Some(member) = self.roster.get_mut(head.seat) {
+                    member.data = fields.member_data.unwrap_or_default().to_vec();
+                    self.tell(Event::MemberChanged(head.seat));
+                }
+            }
+            EventKind::Introduction => self.on_introduction(now, head.seat, &fields),
+            EventKind::Removed => {
+                self.unseat();
+                self.tell(Event::Removed(reason.unwrap_or(LeaveReason::Closed)));
+            }
+            EventKind::Formed => {
+                self.session.host = Some(head.seat);
+                self.session.flags &= !native::session_flags::FORMING;
+                self.tell(Event::Formed);
+            }
+        }
+    }
+
+    fn on_member_joined(&mut self, id: SeatId, fields: &Fields<'_>) {
+        // After being removed in the same batch, nothing of it is of interest.
+        if self.seat.as_ref().is_none_or(|seat| seat.handle.id == id) {
+            return;
+        }
+        let flags = fields.member_flags.unwrap_or(0);
+        let data = fields.member_data.unwrap_or_default();
+        if flags & member_flags::HOST != 0 {
+            self.session.host = Some(id);
+        }
+        if let Some(member) = self.roster.get_mut(id) {
+            member.flags = flags;
+            data.clone_into(&mut member.data);
+            member.unconfirmed_until = None;
+            return;
+        }
+        let mut member = Member::new(id);
+        member.flags = flags;
+        data.clone_into(&mut member.data);
+        if let Some(previous) = self.roster.insert(member) {
+            self.tell(Event::MemberLeft(previous.id, LeaveReason::TimedOut));
+        }
+        self.tell(Event::MemberJoined(id));
+        self.tell_path(id);
+    }
+
+    fn on_introduction(&mut self, now: Millis, id: SeatId, fields: &Fields<'_>) {
+        let claimed: Vec<Addr> = fields
+            .locals
+            .iter()
+            .chain(&fields.predicted)
+            .copied()
+            .flatten()
+            .collect();
+        let (Some(key), true) = (
+            fields.check_key,
+            fields.mapped.is_some() && self.config.policy.allows_direct(),
+        ) else {
+            return;
+        };
+        let start_in_ms = fields
+            .start_time_ms
+            .map_or(0, |start| self.clock.millis_until(now, start));
+        let introduced = Introduced {
+            observed: fields.mapped,
+            claimed,
+            key,
+            start_in_ms,
+        };
+        let server = self.config.server;
+        let Some(member) = self.roster.get_mut(id) else {
+            self.counters.unexpected += 1;
+            return;
+        };
+        let previous = member.punch.take().map(|punch| *punch);
+        let punch = Punch::new(now, &introduced, server, previous, &mut self.rng);
+        member.punch = Some(Box::new(punch));
+        self.tell_path(id);
+        self.handle_timeout(now);
+    }
+}
+
+fn had_nonce(request: &[u8]) -> bool {
+    Message::parse(request).is_ok_and(|message| message.find(stun::attr::NONCE).is_some())
+}
+
+/// The session is made again as it was last, not as it was first.
+fn remember(hosted: &mut super::HostConfig, update: super::SessionUpdate) {
+    if let Some(metadata) = update.metadata {
+        hosted.metadata = metadata;
+    }
+    if let Some(password) = update.password {
+        hosted.password = password;
+    }
+    if let Some(max_members) = update.max_members {
+        hosted.max_members = max_members;
+    }
+    if let Some(flags) = update.flags {
+        hosted.listed = flags & native::session_flags::LISTED != 0;
+        hosted.locked = flags & native::session_flags::LOCKED != 0;
+        hosted.introduce = flags & native::session_flags::AUTO_INTRODUCE != 0;
+    }
+}
+
+fn listed(value: &[u8], id: TransactionId) -> Option<ListedSession> {
+    let fields = Fields::read_list(Attributes::nested(value), id).ok()?;
+    Some(ListedSession {
+        code: fields.code?,
+        name: fields.name.map(str::to_owned),
+        max_members: fields.max_members?,
+        members: fields.member_count.unwrap_or(0),
+        flags: fields.session_flags.unwrap_or(0),
+        metadata: fields.metadata.unwrap_or_default().to_vec(),
+    })
+}

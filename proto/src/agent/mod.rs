@@ -1,0 +1,606 @@
+//! The client's side of the native protocol: one seat in one session, over one UDP socket that somebody else owns.
+//!
+//! Datagrams and the time go in, datagrams and events come out, so the same agent runs in a game, in a load generator
+//! and in a simulated world. It opens no socket, reads no clock, and every queue in it is bounded.
+//!
+//! The owner's loop: give every received datagram to [`Agent::handle_datagram`]; when [`Agent::poll_timeout`] has come,
+//! call [`Agent::handle_timeout`]; after either, and after every operation, take all of [`Agent::poll_transmit`] and
+//! [`Agent::poll_event`]. Data to a member are framed by [`Agent::frame`] into the owner's buffer and sent by the owner.
+
+mod clock;
+mod event;
+mod failure;
+mod inbound;
+mod outbound;
+mod path;
+mod probe;
+mod punch;
+mod request;
+mod roster;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod transaction;
+
+use std::collections::VecDeque;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+pub use event::{Counters, Delivery, Event, ListedSession, RequestId, Transmit};
+pub use failure::{Failure, NoPath, Refused, Rejected, describe};
+pub use path::{Path, PathPolicy};
+pub use punch::{BUDGET_PER_CANDIDATE, CANDIDATES_MAX};
+pub use request::{HostConfig, Introduce, ListFilter, SessionUpdate, Target};
+pub use roster::{Member, Seat, SessionInfo};
+
+use crate::addr::Addr;
+use crate::time::Millis;
+use crate::wire::channel_data::{self, ChannelNumber};
+use crate::wire::native::{self, NatMapping, SeatId, session_flags};
+use crate::wire::stun::TransactionId;
+use clock::ServerClock;
+use probe::NatProbe;
+use request::{Context, Op, Request, length};
+use roster::Roster;
+use transaction::Repetition;
+
+/// Most bytes of data in one datagram: a frame then has [`native::MESSAGE_MAX`] bytes, which with IPv6 and UDP headers fits
+/// the 1,280 bytes that every IPv6 path carries (RFC 8200 section 5), with room for a tunnel.
+pub const DATAGRAM_MAX: usize = native::MESSAGE_MAX - channel_data::HEADER_LEN;
+
+/// Requests of the owner that may wait for an answer at a time.
+const REQUESTS_MAX: usize = 16;
+/// Events that may wait for the owner. Beyond it batches stay unanswered, and the server repeats them.
+const EVENTS_MAX: usize = 1_024;
+/// Most events in one message of [`native::MESSAGE_MAX`] bytes.
+const EVENTS_PER_MESSAGE: usize = native::MESSAGE_MAX / 12;
+/// Datagrams that may wait for the owner to send them. What is due beyond stays due.
+const TRANSMITS_MAX: usize = 256;
+/// A nonce longer than this is not this protocol's.
+const NONCE_MAX: usize = 128;
+
+/// When to find out how the NAT maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Probing {
+    /// Never.
+    Off,
+    /// Once the server has told its second vantage port.
+    #[default]
+    WhenSeated,
+    /// Before asking for a seat, with this port of the server: then the first introduction knows already. Waits for
+    /// half a second at most.
+    First(u16),
+}
+
+/// An operator's credential, made by a game's backend.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// `expiry:user`, expiry in Unix seconds.
+    pub username: String,
+    /// `base64(HMAC-SHA1(secret, username))`.
+    pub password: String,
+}
+
+/// What an agent is made from.
+#[derive(Clone)]
+pub struct Config {
+    /// The server's main address.
+    pub server: Addr,
+    /// Which game, 1 to 32 bytes: sessions of other games are out of sight.
+    pub application: String,
+    /// How data may travel.
+    pub policy: PathPolicy,
+    /// Up to 64 bytes that the other members see.
+    pub member_data: Vec<u8>,
+    /// Addresses of the socket on local interfaces, at most four, told to members behind the same NAT.
+    pub local_addresses: Vec<Addr>,
+    /// When to find out how the NAT maps.
+    pub probing: Probing,
+    /// For servers that serve only whom their operator knows.
+    pub credential: Option<Credential>,
+    /// After so many milliseconds without an answer an operation fails.
+    pub give_up_ms: u64,
+}
+
+impl Config {
+    /// The usual configuration: direct first, no credential, 15 s of patience.
+    #[must_use]
+    pub fn new(server: Addr, application: &str) -> Self {
+        Self {
+            server,
+            application: application.to_owned(),
+            policy: PathPolicy::default(),
+            member_data: Vec::new(),
+            local_addresses: Vec::new(),
+            probing: Probing::default(),
+            credential: None,
+            give_up_ms: 15_000,
+        }
+    }
+}
+
+/// The client side of one seat.
+pub struct Agent {
+    config: Config,
+    rng: StdRng,
+    nonce: Option<Vec<u8>>,
+    requests: Vec<Request>,
+    next_request: u32,
+    /// The session as this agent made it, to make it again.
+    hosted: Option<Box<HostConfig>>,
+    member_data: Vec<u8>,
+    seat: Option<Seat>,
+    session: SessionInfo,
+    roster: Roster,
+    clock: ServerClock,
+    probe: Option<NatProbe>,
+    probed: bool,
+    mapping: Option<NatMapping>,
+    mapping_told: Option<Millis>,
+    recovering: bool,
+    keepalive_at: Millis,
+    /// When the server was last heard from.
+    heard: Millis,
+    /// Whether data took the relay since the server was last asked whether it still knows this address.
+    relay_active: bool,
+    silent: bool,
+    out: VecDeque<Transmit>,
+    events: VecDeque<Event>,
+    counters: Counters,
+}
+
+impl Agent {
+    /// An agent without a seat. `seed` must be random: transaction ids come out of it, and whoever can guess those can forge
+    /// answers.
+    #[must_use]
+    pub fn new(now: Millis, config: Config, seed: [u8; 32]) -> Self {
+        Self {
+            member_data: config.member_data.clone(),
+            config,
+            rng: StdRng::from_seed(seed),
+            nonce: None,
+            requests: Vec::new(),
+            next_request: 0,
+            hosted: None,
+            seat: None,
+            session: SessionInfo::default(),
+            roster: Roster::default(),
+            clock: ServerClock::default(),
+            probe: None,
+            probed: false,
+            mapping: None,
+            mapping_told: None,
+            recovering: false,
+            keepalive_at: now,
+            heard: now,
+            relay_active: false,
+            silent: false,
+            out: VecDeque::new(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// What it was made from.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The own seat, if there is one.
+    #[must_use]
+    pub const fn seat(&self) -> Option<&Seat> {
+        self.seat.as_ref()
+    }
+
+    /// The session of the seat.
+    #[must_use]
+    pub const fn session(&self) -> &SessionInfo {
+        &self.session
+    }
+
+    /// The other members, in the order of their seats.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.roster.iter()
+    }
+
+    /// One of the other members.
+    #[must_use]
+    pub fn member(&self, id: SeatId) -> Option<&Member> {
+        self.roster.get(id)
+    }
+
+    /// Whether this agent's seat is the host's.
+    #[must_use]
+    pub fn is_host(&self) -> bool {
+        self.seat
+            .as_ref()
+            .is_some_and(|seat| self.session.host == Some(seat.handle.id))
+    }
+
+    /// The way that data to a member takes now.
+    #[must_use]
+    pub fn path(&self, id: SeatId) -> Option<Path> {
+        let member = self.roster.get(id)?;
+        Some(
+            self.config
+                .policy
+                .choose(member.direct_state(), self.silent),
+        )
+    }
+
+    /// The server's clock, Unix milliseconds, once an answer has told it.
+    #[must_use]
+    pub fn server_unix_ms(&self, now: Millis) -> Option<u64> {
+        self.clock.server_unix_ms(now)
+    }
+
+    /// The quickest round trip to the server seen lately, milliseconds.
+    #[must_use]
+    pub fn server_round_trip_ms(&self) -> Option<u64> {
+        self.clock.round_trip_ms()
+    }
+
+    /// What the vantage ports showed, if they were asked and answered.
+    #[must_use]
+    pub const fn nat_mapping(&self) -> Option<NatMapping> {
+        self.mapping
+    }
+
+    /// Statistics.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Makes a session and takes its first seat.
+    ///
+    /// # Errors
+    /// [`Refused`] if there is a seat already, or a field breaks its limit.
+    pub fn host(&mut self, now: Millis, host: HostConfig) -> Result<RequestId, Refused> {
+        host.check()?;
+        self.ask_for_seat(now, Op::Host(Box::new(host)))
+    }
+
+    /// Takes a seat in a session that exists. `password` is empty if there is none.
+    ///
+    /// # Errors
+    /// As [`Agent::host`].
+    pub fn join(
+        &mut self,
+        now: Millis,
+        target: Target,
+        password: &str,
+    ) -> Result<RequestId, Refused> {
+        if let Target::Name(name) = &target {
+            length(
+                "the session's name",
+                name.len(),
+                1,
+                native::SESSION_NAME_MAX,
+            )?;
+        }
+        let password = password.to_owned();
+        self.ask_for_seat(now, Op::Join { target, password })
+    }
+
+    /// Waits for others who want a session of `players` with the same key of 1 to 64 bytes. The seat comes at once, the
+    /// others with [`Event::Formed`].
+    ///
+    /// # Errors
+    /// As [`Agent::host`].
+    pub fn find_match(
+        &mut self,
+        now: Millis,
+        key: &[u8],
+        players: u8,
+    ) -> Result<RequestId, Refused> {
+        length("the match key", key.len(), 1, native::MATCH_KEY_MAX)?;
+        request::members(players)?;
+        let key = key.to_vec();
+        self.ask_for_seat(now, Op::Match { key, players })
+    }
+
+    /// Comes back to the seat of a ticket. Name and metadata are what a host wants its session to have if the server has
+    /// to make it anew.
+    ///
+    /// # Errors
+    /// As [`Agent::host`].
+    pub fn resume(
+        &mut self,
+        now: Millis,
+        ticket: &[u8],
+        name: Option<String>,
+        metadata: Option<Vec<u8>>,
+    ) -> Result<RequestId, Refused> {
+        length("the ticket", ticket.len(), 1, native::METADATA_MAX)?;
+        length(
+            "the metadata",
+            metadata.as_ref().map_or(0, Vec::len),
+            0,
+            native::METADATA_MAX,
+        )?;
+        let ticket = ticket.to_vec();
+        self.ask_for_seat(
+            now,
+            Op::Resume {
+                ticket,
+                name,
+                metadata,
+            },
+        )
+    }
+
+    /// Asks for a page of the listed sessions. No seat is needed.
+    ///
+    /// # Errors
+    /// As [`Agent::host`].
+    pub fn list(
+        &mut self,
+        now: Millis,
+        filter: ListFilter,
+        cursor: Option<[u8; 8]>,
+    ) -> Result<RequestId, Refused> {
+        if let Some(prefix) = &filter.name_prefix {
+            length(
+                "the name's beginning",
+                prefix.len(),
+                1,
+                native::SESSION_NAME_MAX,
+            )?;
+        }
+        self.ask(now, Op::List { filter, cursor })
+    }
+
+    /// Gives up the seat.
+    ///
+    /// # Errors
+    /// [`Refused::NotSeated`], [`Refused::Busy`].
+    pub fn leave(&mut self, now: Millis) -> Result<RequestId, Refused> {
+        self.ask_seated(now, Op::Leave)
+    }
+
+    /// Removes a member for the session's life. Only the host may.
+    ///
+    /// # Errors
+    /// [`Refused::NotSeated`], [`Refused::NoMember`], [`Refused::Busy`].
+    pub fn kick(&mut self, now: Millis, member: SeatId) -> Result<RequestId, Refused> {
+        self.ask_about(now, member, Op::Kick(member))
+    }
+
+    /// Makes another member the host. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Agent::kick`].
+    pub fn transfer(&mut self, now: Millis, member: SeatId) -> Result<RequestId, Refused> {
+        self.ask_about(now, member, Op::Transfer(member))
+    }
+
+    /// Changes the session. Only the host may.
+    ///
+    /// # Errors
+    /// [`Refused`] without a seat, or if a field breaks its limit.
+    pub fn update_session(
+        &mut self,
+        now: Millis,
+        update: SessionUpdate,
+    ) -> Result<RequestId, Refused> {
+        let metadata = update.metadata.as_ref().map_or(0, Vec::len);
+        length("the metadata", metadata, 0, native::METADATA_MAX)?;
+        if let Some(max_members) = update.max_members {
+            request::members(max_members)?;
+        }
+        self.ask_seated(now, Op::UpdateSession(update))
+    }
+
+    /// Changes one of the session's flags, the others staying as they are. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Agent::update_session`].
+    pub fn set_session_flag(
+        &mut self,
+        now: Millis,
+        flag: u32,
+        on: bool,
+    ) -> Result<RequestId, Refused> {
+        let old = self.session.flags & session_flags::SETTABLE;
+        let flags = if on { old | flag } else { old & !flag };
+        self.update_session(
+            now,
+            SessionUpdate {
+                flags: Some(flags),
+                ..SessionUpdate::default()
+            },
+        )
+    }
+
+    /// Changes what the other members see of this one.
+    ///
+    /// # Errors
+    /// As [`Agent::update_session`].
+    pub fn update_member(&mut self, now: Millis, data: &[u8]) -> Result<RequestId, Refused> {
+        length("the member's data", data.len(), 0, native::MEMBER_DATA_MAX)?;
+        self.ask_seated(now, Op::UpdateMember(data.to_vec()))
+    }
+
+    /// Ends the session for everybody. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Agent::leave`].
+    pub fn close(&mut self, now: Millis) -> Result<RequestId, Refused> {
+        self.ask_seated(now, Op::Close)
+    }
+
+    /// Has members introduced to each other, after which they punch.
+    ///
+    /// # Errors
+    /// As [`Agent::leave`].
+    pub fn introduce(&mut self, now: Millis, whom: Introduce) -> Result<RequestId, Refused> {
+        self.ask_seated(now, Op::Introduce(whom))
+    }
+
+    /// Writes `data` as a frame for `to` into `out`, replacing what is there, and returns the address to send it to. Each
+    /// frame is for one path only. Allocates nothing if `out` has room.
+    ///
+    /// # Errors
+    /// [`NoPath`].
+    pub fn frame(
+        &mut self,
+        now: Millis,
+        to: SeatId,
+        data: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Addr, NoPath> {
+        if data.len() > DATAGRAM_MAX {
+            return Err(NoPath::TooLong);
+        }
+        let own = self.seat.as_ref().ok_or(NoPath::NoMember)?.handle.id;
+        let member = self.roster.get_mut(to).ok_or(NoPath::NoMember)?;
+        let path = self
+            .config
+            .policy
+            .choose(member.direct_state(), self.silent);
+        let direct = match (path, &mut member.punch) {
+            (Path::Direct, Some(punch)) => punch.send_data(now),
+            _ => None,
+        };
+        // A member reads the sender's seat off the channel. The server puts it there; on the direct path the sender does.
+        let (address, seat) = match direct {
+            Some(address) => (address, own.seat),
+            None if self.config.policy.allows_relay() => {
+                self.relay_active = true;
+                (self.config.server, to.seat)
+            }
+            None => return Err(NoPath::NotDirect),
+        };
+        out.clear();
+        let channel = ChannelNumber::of_seat(seat);
+        out.extend_from_slice(&channel_data::header(channel, data.len()));
+        out.extend_from_slice(data);
+        Ok(address)
+    }
+
+    /// The next datagram to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.out.pop_front()
+    }
+
+    /// The next thing that happened.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    fn ask_for_seat(&mut self, now: Millis, op: Op) -> Result<RequestId, Refused> {
+        let application = self.config.application.len();
+        length(
+            "the application id",
+            application,
+            1,
+            native::APPLICATION_ID_MAX,
+        )?;
+        length(
+            "the member's data",
+            self.member_data.len(),
+            0,
+            native::MEMBER_DATA_MAX,
+        )?;
+        if self.seat.is_some() || self.requests.iter().any(|r| r.op.seats()) {
+            return Err(Refused::AlreadySeated);
+        }
+        if let Probing::First(port) = self.config.probing {
+            self.begin_probe(now, port);
+        }
+        self.ask(now, op)
+    }
+
+    fn ask_about(&mut self, now: Millis, member: SeatId, op: Op) -> Result<RequestId, Refused> {
+        if self.seat.is_some() && self.roster.get(member).is_none() {
+            return Err(Refused::NoMember);
+        }
+        self.ask_seated(now, op)
+    }
+
+    fn ask_seated(&mut self, now: Millis, op: Op) -> Result<RequestId, Refused> {
+        if self.seat.is_none() {
+            return Err(Refused::NotSeated);
+        }
+        self.ask(now, op)
+    }
+
+    fn ask(&mut self, now: Millis, op: Op) -> Result<RequestId, Refused> {
+        if self.requests.iter().filter(|r| r.id.is_some()).count() >= REQUESTS_MAX {
+            return Err(Refused::Busy);
+        }
+        let id = RequestId(self.next_request);
+        self.next_request = self.next_request.wrapping_add(1);
+        self.begin(now, Some(id), op);
+        Ok(id)
+    }
+
+    /// Begins a request of the owner, or with no id one of the agent itself.
+    fn begin(&mut self, now: Millis, id: Option<RequestId>, op: Op) {
+        let parked = self.recovering && native::method::is_seated(op.method());
+        self.requests.push(Request {
+            id,
+            op,
+            transaction: TransactionId([0; 12]),
+            bytes: Vec::new(),
+            repetition: Repetition::new(now),
+            began: now,
+            renewals: 0,
+            parked,
+        });
+        self.write_request(now, self.requests.len() - 1);
+        self.send_requests(now);
+    }
+
+    /// Writes a request as things stand now; it is due at once.
+    fn write_request(&mut self, now: Millis, at: usize) {
+        let request = &mut self.requests[at];
+        request.transaction = TransactionId(self.rng.random());
+        request.repetition = Repetition::new(now);
+        Context {
+            config: &self.config,
+            nonce: self.nonce.as_deref(),
+            seat: self.seat.as_ref(),
+            member_data: &self.member_data,
+            mapping: self.mapping,
+        }
+        .write(&request.op, request.transaction, &mut request.bytes);
+    }
+
+    fn begin_probe(&mut self, now: Millis, port: u16) {
+        if !self.probed && port != 0 {
+            self.probed = true;
+            let ids = [(); 2].map(|()| TransactionId(self.rng.random()));
+            self.probe = Some(NatProbe::new(now, self.config.server, port, ids));
+        }
+    }
+
+    /// Tells the owner, as long as it listens.
+    fn tell(&mut self, event: Event) {
+        if self.events.len() < EVENTS_MAX {
+            self.events.push_back(event);
+        }
+    }
+
+    /// Tells the owner the path to a member, if it has changed.
+    fn tell_path(&mut self, id: SeatId) {
+        let silent = self.silent;
+        let policy = self.config.policy;
+        if let Some(member) = self.roster.get_mut(id) {
+            let path = policy.choose(member.direct_state(), silent);
+            if path != member.told {
+                member.told = path;
+                self.tell(Event::PathChanged(id, path));
+            }
+        }
+    }
+
+    fn tell_all_paths(&mut self) {
+        let ids: Vec<SeatId> = self.roster.iter().map(|member| member.id).collect();
+        ids.into_iter().for_each(|id| self.tell_path(id));
+    }
+}

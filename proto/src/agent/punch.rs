@@ -1,0 +1,594 @@
+//! One introduction: openers, connectivity checks, proof, and keeping the proven path. Sends a bounded number of small
+//! packets to any address that has not proved itself, and none at all to addresses that a player cannot have.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+use super::event::Transmit;
+use super::path::DirectState;
+use super::request::{write_check, write_check_answer};
+use crate::addr::Addr;
+use crate::time::Millis;
+use crate::wire::native::SeatHandle;
+use crate::wire::stun::{Integrity, Message, TransactionId};
+
+/// Addresses that are tried for one peer.
+pub const CANDIDATES_MAX: usize = 16;
+/// Packets that one unproven address gets in one introduction: openers, checks and answers to checks together.
+pub const BUDGET_PER_CANDIDATE: u32 = 48;
+/// TTLs of the openers: beyond the own NAT, short of the peer's.
+const OPENER_TTLS: [u8; 4] = [2, 3, 4, 5];
+const OPENER: u8 = 0xff;
+/// Checks at the quick pace, and all.
+const QUICK_CHECKS: u32 = 10;
+const CHECKS: u32 = 20;
+const QUICK_GAP_MS: u64 = 50;
+const SLOW_GAP_MS: u64 = 500;
+/// A check may answer a peer's check at once, but not within this time of the last one.
+const TRIGGER_GAP_MS: u64 = 20;
+/// Quiet after which the path is checked.
+const KEEP_MS: u64 = 5_000;
+/// The same while data go out and nothing comes in.
+const ONE_WAY_MS: u64 = 1_000;
+/// How long an answer is waited for on a path that was good.
+const KEEP_ANSWER_MS: u64 = 500;
+/// Unanswered checks in a row that end the use of a path.
+const KEEP_FAILURES: u32 = 3;
+/// Checks that a failed path still gets.
+const REVIVALS: u32 = 24;
+/// The server's start time is not waited for longer than this.
+const START_WAIT_MAX_MS: u64 = 3_000;
+/// An address that is introduced again within this time keeps what it has used of its budget.
+const BUDGET_RENEWAL_MS: u64 = 10_000;
+/// Checks whose answers are still told apart.
+const OUTSTANDING: usize = 16;
+
+/// The addresses of an introduction, by who vouches for them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Introduced {
+    /// Seen by the server.
+    pub(super) observed: Option<Addr>,
+    /// Claimed by the peer, or computed from what it claimed.
+    pub(super) claimed: Vec<Addr>,
+    pub(super) key: [u8; 16],
+    /// Milliseconds from now to the common start.
+    pub(super) start_in_ms: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Punch {
+    key: [u8; 16],
+    began: Millis,
+    start: Millis,
+    candidates: Vec<Candidate>,
+    chosen: Option<usize>,
+}
+
+#[derive(Clone, Debug)]
+struct Candidate {
+    addr: Addr,
+    /// First bytes of its checks' transaction ids; a counter follows.
+    prefix: [u8; 8],
+    /// Packets of the budget used.
+    spent: u32,
+    spent_since: Millis,
+    /// Checks sent.
+    checks: u32,
+    sent_at: [Millis; OUTSTANDING],
+    last_check: Millis,
+    next: Option<Millis>,
+    needs_openers: bool,
+    /// A check from there passed integrity, so data from there are the peer's.
+    heard: bool,
+    /// A check to there was answered.
+    proven: bool,
+    /// Unanswered checks in a row since it was proven.
+    unanswered: u32,
+    last_in: Millis,
+    last_out: Millis,
+    data_out: Millis,
+}
+
+impl Candidate {
+    fn new(addr: Addr, now: Millis, rng: &mut StdRng) -> Self {
+        Self {
+            addr,
+            prefix: rng.random(),
+            spent: 0,
+            spent_since: now,
+            checks: 0,
+            sent_at: [Millis(0); OUTSTANDING],
+            last_check: Millis(0),
+            next: None,
+            needs_openers: false,
+            heard: false,
+            proven: false,
+            unanswered: 0,
+            last_in: now,
+            last_out: now,
+            data_out: Millis(0),
+        }
+    }
+
+    fn may_spend(&self) -> bool {
+        self.proven || self.spent < BUDGET_PER_CANDIDATE
+    }
+
+    fn spend(&mut self) {
+        if !self.proven {
+            self.spent += 1;
+        }
+    }
+
+    fn check_id(&self, number: u32) -> TransactionId {
+        let mut id = [0; 12];
+        id[..8].copy_from_slice(&self.prefix);
+        id[8..].copy_from_slice(&number.to_be_bytes());
+        TransactionId(id)
+    }
+
+    /// When the check with this id was sent, if it is one of the last ones.
+    fn check_sent_at(&self, id: TransactionId) -> Option<Millis> {
+        let (prefix, number) = id.0.split_at(8);
+        let number = u32::from_be_bytes(number.try_into().ok()?);
+        let age = self.checks.checked_sub(number)?;
+        (prefix == self.prefix && age >= 1 && age as usize <= OUTSTANDING)
+            .then(|| self.sent_at[number as usize % OUTSTANDING])
+    }
+
+    fn check(&mut self, now: Millis, key: &[u8; 16], own: SeatHandle) -> Transmit {
+        let id = self.check_id(self.checks);
+        self.sent_at[self.checks as usize % OUTSTANDING] = now;
+        self.checks = self.checks.wrapping_add(1);
+        self.last_check = now;
+        self.last_out = now;
+        Transmit {
+            to: self.addr,
+            ttl: None,
+            bytes: write_check(id, own, key),
+        }
+    }
+
+    /// When the path that is in use wants its next check.
+    fn keep_at(&self) -> Millis {
+        if self.unanswered > 0 {
+            return self.last_check + KEEP_ANSWER_MS;
+        }
+        let idle = self.last_in.min(self.last_out) + KEEP_MS;
+        if self.data_out > self.last_in {
+            idle.min(self.last_in + ONE_WAY_MS)
+        } else {
+            idle
+        }
+    }
+}
+
+/// What became of a message or a timeout.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
+    Nothing,
+    /// Checks have come to an end without a proof, just now.
+    InVain,
+    /// The path that was in use has failed, just now.
+    Lost,
+}
+
+impl Punch {
+    /// Begins at `now`; `previous` is the introduction that this one replaces.
+    pub(super) fn new(
+        now: Millis,
+        introduced: &Introduced,
+        server: Addr,
+        previous: Option<Self>,
+        rng: &mut StdRng,
+    ) -> Self {
+        let start = now + introduced.start_in_ms.min(START_WAIT_MAX_MS);
+        let observed = introduced.observed;
+        let claimed = introduced.claimed.iter().copied().filter(|addr| {
+            addr.port() >= 1024 || observed.is_some_and(|o| o.port() == addr.port())
+        });
+        let mut punch = Self {
+            key: introduced.key,
+            began: now,
+            start,
+            candidates: Vec::new(),
+            chosen: None,
+        };
+        for addr in observed.into_iter().chain(claimed) {
+            if punch.candidates.len() == CANDIDATES_MAX
+                || punch.candidates.iter().any(|c| c.addr == addr)
+                || !may_try(addr, server)
+            {
+                continue;
+            }
+            let mut candidate = Candidate::new(addr, now, rng);
+            candidate.needs_openers = true;
+            candidate.next = Some(now);
+            punch.candidates.push(candidate);
+        }
+        if let Some(previous) = previous {
+            punch.inherit(previous, now);
+        }
+        punch
+    }
+
+    /// Keeps what is proven, so that a path in use stays in use, and what is spent.
+    fn inherit(&mut self, previous: Self, now: Millis) {
+        for (i, old) in previous.candidates.into_iter().enumerate() {
+            let in_use = previous.chosen == Some(i);
+            let at = self.candidates.iter().position(|c| c.addr == old.addr);
+            match at {
+                Some(at) => {
+                    let candidate = &mut self.candidates[at];
+                    if now.since(old.spent_since) < BUDGET_RENEWAL_MS {
+                        candidate.spent = old.spent;
+                        candidate.spent_since = old.spent_since;
+                    }
+                    candidate.heard = old.heard || old.proven;
+                    if in_use {
+                        candidate.proven = true;
+                        candidate.needs_openers = false;
+                        candidate.next = None;
+                        candidate.data_out = old.data_out;
+                        self.chosen = Some(at);
+                    }
+                }
+                // The peer may still send from wherever it was heard.
+                None if (in_use || old.heard) && self.candidates.len() < CANDIDATES_MAX => {
+                    if in_use {
+                        self.chosen = Some(self.candidates.len());
+                    }
+                    self.candidates.push(Candidate { next: None, ..old });
+                }
+                None => {}
+            }
+        }
+    }
+
+    pub(super) fn state(&self) -> DirectState {
+        if self.chosen.is_some() {
+            DirectState::Proven
+        } else if self
+            .candidates
+            .iter()
+            .any(|c| !c.proven && c.next.is_some())
+        {
+            DirectState::Trying
+        } else {
+            DirectState::None
+        }
+    }
+
+    pub(super) const fn began(&self) -> Millis {
+        self.began
+    }
+
+    /// The address to send data to, noting that it is done.
+    pub(super) fn send_data(&mut self, now: Millis) -> Option<Addr> {
+        let candidate = &mut self.candidates[self.chosen?];
+        candidate.last_out = now;
+        candidate.data_out = now;
+        Some(candidate.addr)
+    }
+
+    /// Whether data from `from` are the peer's, noting that they came.
+    pub(super) fn accepts_data(&mut self, now: Millis, from: Addr) -> bool {
+        let candidate = self.candidates.iter_mut().find(|c| c.addr == from);
+        candidate.is_some_and(|candidate| {
+            let accepted = candidate.heard || candidate.proven;
+            if accepted {
+                candidate.last_in = now;
+            }
+            accepted
+        })
+    }
+
+    /// Whether `message` was written by somebody who knows the key of this pair.
+    pub(super) fn verifies(&self, message: &Message<'_>) -> bool {
+        message.verify_integrity(Integrity::Sha256Truncated, &self.key)
+    }
+
+    /// A check of the peer that passed integrity. Returns the answer to send, if the budget allows one.
+    pub(super) fn on_check(
+        &mut self,
+        now: Millis,
+        from: Addr,
+        id: TransactionId,
+        server: Addr,
+        rng: &mut StdRng,
+    ) -> Option<Transmit> {
+        let at = match self.candidates.iter().position(|c| c.addr == from) {
+            Some(at) => at,
+            None if self.candidates.len() < CANDIDATES_MAX && may_try(from, server) => {
+                self.candidates.push(Candidate::new(from, now, rng));
+                self.candidates.len() - 1
+            }
+            None => return None,
+        };
+        let in_use = self.chosen.is_some();
+        let candidate = &mut self.candidates[at];
+        if !candidate.may_spend() {
+            return None;
+        }
+        candidate.spend();
+        candidate.heard = true;
+        candidate.last_in = now;
+        candidate.last_out = now;
+        // The peer can reach us from there: see at once whether we reach it, or reach it again.
+        if !candidate.proven || !in_use {
+            let soon = now.max(candidate.last_check + TRIGGER_GAP_MS);
+            candidate.next = Some(candidate.next.map_or(soon, |next| next.min(soon)));
+        }
+        Some(Transmit {
+            to: from,
+            ttl: None,
+            bytes: write_check_answer(id, from, &self.key),
+        })
+    }
+
+    /// An answer to a check. Returns whether it was one of ours, from the address that was checked.
+    pub(super) fn on_answer(&mut self, now: Millis, from: Addr, message: &Message<'_>) -> bool {
+        let Some(at) = self.candidates.iter().position(|c| c.addr == from) else {
+            return false;
+        };
+        if self.candidates[at]
+            .check_sent_at(message.transaction_id())
+            .is_none()
+            || !self.verifies(message)
+        {
+            return false;
+        }
+        let candidate = &mut self.candidates[at];
+        candidate.proven = true;
+        candidate.unanswered = 0;
+        candidate.last_in = now;
+        candidate.next = None;
+        candidate.needs_openers = false;
+        if self.chosen.is_none() {
+            self.chosen = Some(at);
+            // What the peer was not heard from is not needed any more. What it was heard from, it may have chosen.
+            for other in &mut self.candidates {
+                if !other.heard || other.proven {
+                    other.next = None;
+                    other.needs_openers = false;
+                }
+            }
+        }
+        true
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<Millis> {
+        let keep = self.chosen.map(|at| self.candidates[at].keep_at());
+        self.candidates
+            .iter()
+            .filter_map(|c| c.next)
+            .chain(keep)
+            .min()
+    }
+
+    /// Sends what is due at `now`, as long as `out` holds fewer than `room` datagrams.
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Millis,
+        own: SeatHandle,
+        room: usize,
+        out: &mut VecDeque<Transmit>,
+    ) -> Outcome {
+        let mut outcome = Outcome::Nothing;
+        if let Some(at) = self.chosen {
+            outcome = self.keep(at, now, own, out);
+        }
+        let was_trying = self.state() == DirectState::Trying;
+        for candidate in &mut self.candidates {
+            if out.len() >= room {
+                return outcome;
+            }
+            if candidate.next.is_none_or(|next| next > now) {
+                continue;
+            }
+            if candidate.needs_openers {
+                candidate.needs_openers = false;
+                for ttl in OPENER_TTLS {
+                    if candidate.may_spend() {
+                        candidate.spend();
+                        out.push_back(Transmit {
+                            to: candidate.addr,
+                            ttl: Some(ttl),
+                            bytes: vec![OPENER],
+                        });
+                    }
+                }
+                candidate.next = Some(self.start.max(now));
+                if self.start > now {
+                    continue;
+                }
+            }
+            if candidate.proven {
+                // It has failed since: look whether it has come back.
+                candidate.unanswered = candidate.unanswered.saturating_add(1);
+                candidate.next =
+                    (candidate.unanswered < KEEP_FAILURES + REVIVALS).then(|| now + KEEP_MS);
+            } else if candidate.may_spend() {
+                candidate.next = match candidate.checks {
+                    n if n < QUICK_CHECKS => Some(now + QUICK_GAP_MS),
+                    n if n < CHECKS => Some(now + SLOW_GAP_MS),
+                    _ => None,
+                };
+                if candidate.next.is_none() && !candidate.heard {
+                    continue;
+                }
+            } else {
+                candidate.next = None;
+                continue;
+            }
+            candidate.spend();
+            out.push_back(candidate.check(now, &self.key, own));
+        }
+        if was_trying && self.state() == DirectState::None {
+            outcome = Outcome::InVain;
+        }
+        outcome
+    }
+
+    /// Looks after the path in use.
+    fn keep(
+        &mut self,
+        at: usize,
+        now: Millis,
+        own: SeatHandle,
+        out: &mut VecDeque<Transmit>,
+    ) -> Outcome {
+        let candidate = &mut self.candidates[at];
+        if now < candidate.keep_at() {
+            return Outcome::Nothing;
+        }
+        if candidate.unanswered >= KEEP_FAILURES {
+            self.chosen = None;
+            for candidate in self.candidates.iter_mut().filter(|c| c.proven) {
+                candidate.next = Some(now);
+            }
+            return Outcome::Lost;
+        }
+        candidate.unanswered += 1;
+        out.push_back(candidate.check(now, &self.key, own));
+        Outcome::Nothing
+    }
+}
+
+/// Whether a player can have this address: unicast, of the server's family, not the server itself, and on this host's
+/// loopback only if the server is there too.
+fn may_try(addr: Addr, server: Addr) -> bool {
+    let special = match addr.ip() {
+        IpAddr::V4(ip) => {
+            ip.is_multicast() || ip.is_broadcast() || ip.octets()[0] == 0 || ip.octets()[0] >= 240
+        }
+        // A link-local address means nothing without a scope, which no message carries.
+        IpAddr::V6(ip) => ip.is_multicast() || ip.is_unspecified() || ip.is_unicast_link_local(),
+    };
+    !special
+        && addr.port() != 0
+        && addr.is_ipv4() == server.is_ipv4()
+        && addr != server
+        && (!addr.ip().is_loopback() || server.ip().is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::join_code::JoinCode;
+    use crate::wire::native::SeatId;
+    use rand::SeedableRng;
+    use std::collections::HashMap;
+
+    fn addr(text: &str) -> Addr {
+        Addr::new(text.parse().unwrap())
+    }
+
+    /// A peer that has the key sends checks from ever new and from ever the same addresses, and answers nothing.
+    #[test]
+    fn a_hostile_peer_cannot_spend_more_than_the_budget() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let server = addr("198.51.100.1:3478");
+        let own = SeatHandle {
+            code: JoinCode::from_bits(1).unwrap(),
+            id: SeatId {
+                seat: 0,
+                generation: 1,
+            },
+        };
+        let introduced = Introduced {
+            observed: Some(addr("203.0.113.1:5000")),
+            claimed: vec![addr("192.168.0.1:5000"), addr("203.0.113.1:5002")],
+            key: [7; 16],
+            start_in_ms: u64::MAX,
+        };
+        let mut punch = None;
+        let mut out = VecDeque::new();
+        let mut sent: HashMap<Addr, u32> = HashMap::new();
+        for now in (0..9_000).map(Millis) {
+            // Introduced again and again, which renews nothing.
+            if now.0 % 1_000 == 0 {
+                punch = Some(Punch::new(now, &introduced, server, punch.take(), &mut rng));
+            }
+            let punch = punch.as_mut().unwrap();
+            for from in [
+                addr("203.0.113.1:5000"),
+                addr("203.0.113.9:1").with_port(now.0 as u16 + 1),
+            ] {
+                let id = TransactionId([now.0 as u8; 12]);
+                out.extend(punch.on_check(now, from, id, server, &mut rng));
+            }
+            punch.handle_timeout(now, own, 64, &mut out);
+            for transmit in out.drain(..) {
+                assert!(transmit.bytes.len() <= 100);
+                *sent.entry(transmit.to).or_default() += 1;
+            }
+            assert!(punch.candidates.len() <= CANDIDATES_MAX);
+            assert_ne!(punch.state(), DirectState::Proven);
+        }
+        assert!(
+            sent.values().all(|n| *n <= BUDGET_PER_CANDIDATE),
+            "{sent:?}"
+        );
+        assert!(sent[&addr("203.0.113.1:5000")] == BUDGET_PER_CANDIDATE);
+    }
+
+    #[test]
+    fn addresses_that_no_player_can_have_are_not_tried() {
+        let server = addr("198.51.100.1:3478");
+        for (text, ok) in [
+            ("203.0.113.1:5000", true),
+            ("192.168.0.1:5000", true),
+            ("127.0.0.1:5000", false),
+            ("224.0.0.1:5000", false),
+            ("255.255.255.255:5000", false),
+            ("0.0.0.0:5000", false),
+            ("203.0.113.1:0", false),
+            ("198.51.100.1:3478", false),
+            ("[2001:db8::1]:5000", false),
+        ] {
+            assert_eq!(may_try(addr(text), server), ok, "{text}");
+        }
+        assert!(may_try(addr("127.0.0.1:5000"), addr("127.0.0.1:3478")));
+        assert!(may_try(addr("[::1]:5000"), addr("[::1]:3478")));
+        assert!(!may_try(addr("[fe80::1]:5000"), addr("[2001:db8::1]:3478")));
+    }
+
+    #[test]
+    fn an_answer_must_be_to_a_check_of_ours_and_from_where_it_went() {
+        let mut rng = StdRng::seed_from_u64(2);
+        let server = addr("198.51.100.1:3478");
+        let peer = addr("203.0.113.1:5000");
+        let own = SeatHandle {
+            code: JoinCode::from_bits(1).unwrap(),
+            id: SeatId {
+                seat: 0,
+                generation: 1,
+            },
+        };
+        let introduced = Introduced {
+            observed: Some(peer),
+            key: [7; 16],
+            ..Introduced::default()
+        };
+        let mut punch = Punch::new(Millis(0), &introduced, server, None, &mut rng);
+        let mut out = VecDeque::new();
+        punch.handle_timeout(Millis(0), own, 64, &mut out);
+        let check = out.iter().find(|t| t.ttl.is_none()).unwrap();
+        let id = Message::parse(&check.bytes).unwrap().transaction_id();
+        for (from, id, key, ok) in [
+            (peer.with_port(5001), id, [7; 16], false),
+            (peer, TransactionId([1; 12]), [7; 16], false),
+            (peer, id, [8; 16], false),
+            (peer, id, [7; 16], true),
+        ] {
+            let answer = write_check_answer(id, peer, &key);
+            let message = Message::parse(&answer).unwrap();
+            assert_eq!(punch.on_answer(Millis(40), from, &message), ok);
+            assert_eq!(punch.state() == DirectState::Proven, ok);
+        }
+    }
+}
