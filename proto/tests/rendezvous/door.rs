@@ -8,7 +8,7 @@ use crate::player::{Player, Where, Wish, addr, hear_all};
 use crate::world::{Setup, World, with_each_shard_count};
 
 fn create(world: &mut World, name: Option<&str>, max_members: u8, tickets: u8) -> DoorAnswer {
-    let shard = name.map_or(0, |name| world.shards[0].owner_of_name("game", name));
+    let shard = name.map_or(0, |name| world.owner_of_name("game", name));
     world.door(
         shard,
         DoorRequest::CreateSession {
@@ -189,7 +189,16 @@ fn an_operator_lists_and_closes() {
         player.ticket = tickets[0].clone();
         player.try_resume(world, &Wish::default()).ok();
         let owner = code.owner(world.setup.shards);
-        let DoorAnswer::Sessions(sessions) = world.door(owner, DoorRequest::List { limit: 10 })
+        let list = DoorRequest::List {
+            application: Some("game".to_owned()),
+            name: None,
+            from_slot: 0,
+            limit: 10,
+        };
+        let DoorAnswer::Sessions {
+            sessions,
+            next_slot: None,
+        } = world.door(owner, list)
         else {
             panic!("a list");
         };

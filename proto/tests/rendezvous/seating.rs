@@ -139,7 +139,7 @@ fn guessing_is_limited_per_source_for_real_and_missing_sessions_alike() {
             expected.extend([code::TOO_MANY_ATTEMPTS; 5]);
             assert_eq!(codes, expected, "{name}");
             // Each shard counts for itself.
-            let owner = |name| world.shards[0].owner_of_name("game", name);
+            let owner = |name| world.owner_of_name("game", name);
             if owner(name) != owner("vault") {
                 continue;
             }

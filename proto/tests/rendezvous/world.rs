@@ -10,7 +10,9 @@ use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::door::{DoorAnswer, DoorRequest};
 use waypost_proto::lobby::{LobbyConfig, Mail};
 use waypost_proto::nonce::ServerSecret;
-use waypost_proto::shard::{Inspection, RendezvousAccess, Shard, ShardConfig, SocketRole, Verdict};
+use waypost_proto::shard::{
+    Inspection, Placement, RendezvousAccess, Shard, ShardConfig, SocketRole, Verdict,
+};
 use waypost_proto::stats::Counter;
 use waypost_proto::time::{Millis, WallClock};
 
@@ -111,6 +113,12 @@ impl World {
         change(&mut self.setup);
         self.shards = Self::boot(&self.setup, self.now);
         self.inboxes.clear();
+    }
+
+    /// The shard that owns a session of this name.
+    pub fn owner_of_name(&self, application: &str, name: &str) -> u16 {
+        Placement::new([u64::from(self.setup.seed), 2], self.setup.shards)
+            .of_name(application, name)
     }
 
     pub fn unix_secs(&self) -> u64 {
