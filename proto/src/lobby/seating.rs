@@ -460,6 +460,7 @@ impl Lobby {
             departing: false,
             departure: None,
             last_heard: turn.now,
+            changes_made_good_at: Millis(0),
             timer_at: Millis(u64::MAX),
             data: Box::default(),
             locals: Box::default(),

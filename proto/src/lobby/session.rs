@@ -194,6 +194,8 @@ pub(super) struct Member {
     /// Why it was removed, until it is told: what was under way before that comes first, or the numbers would not fit.
     pub departure: Option<LeaveReason>,
     pub last_heard: Millis,
+    /// When what it has given the others to hear is made good.
+    pub changes_made_good_at: Millis,
     pub timer_at: Millis,
     pub data: Box<[u8]>,
     pub locals: Box<[Addr]>,

@@ -55,7 +55,7 @@ fn seated_messages(world: &mut World, player: &mut Player, other: &Player) -> Ve
     .ok();
     while let Some(bytes) = world.take(player.addr) {
         if bytes[0] < 4 {
-            let message = Message::parse(&bytes).unwrap();
+            let message = Message::parse(&bytes).expect("STUN");
             messages.push(player.acknowledgement(&message));
         }
     }

@@ -334,3 +334,28 @@ fn a_seat_that_changes_hands_while_the_roster_is_told_is_told_once() {
         );
     });
 }
+
+#[test]
+fn nobody_talks_others_out_of_their_seats() {
+    with_each_shard_count(|world| {
+        let mut players = party(world, 3, &Wish::default());
+        // One member is a slow reader; another one floods and reads at once.
+        players[0].deaf = true;
+        let mut refused = 0;
+        for i in 0..3000u32 {
+            let reply = players[1].update(world, &|w, _, _| {
+                w.attribute(attr::MEMBER_DATA, &i.to_be_bytes());
+            });
+            refused += u32::from(reply.code() == code::TOO_MANY_ATTEMPTS);
+            world.advance(1);
+        }
+        assert!((2800..3000).contains(&refused), "{refused}");
+        players[0].deaf = false;
+        world.advance(1000);
+        players[0].poll(world);
+        world.advance(200);
+        assert_eq!(world.members(), 3);
+        let events = players[0].take_events(world);
+        assert_eq!(events.len(), 3000 - refused as usize);
+    });
+}
