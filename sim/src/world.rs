@@ -77,6 +77,8 @@ pub struct World {
     pub hosts: Vec<Host>,
     /// The shards of the server.
     pub shards: Vec<Shard>,
+    /// Whether a NAT has ever forgotten its mappings, by a restart or because nobody used them.
+    pub ports_have_changed: bool,
     /// What has been seen.
     pub checker: Checker,
     server: Addr,
@@ -104,6 +106,7 @@ impl World {
             faults: Faults::default(),
             hosts: Vec::new(),
             shards: Vec::new(),
+            ports_have_changed: false,
             checker: Checker::default(),
             server,
             secret: [0; 32],
@@ -262,7 +265,9 @@ impl World {
                 break;
             };
             if transmit.to.ip() != self.server.ip() {
-                self.checker.host_sends(self.now, host, transmit.to)?;
+                let peers = self.hosts.len() - 1;
+                self.checker
+                    .host_sends(self.now, host, peers, transmit.to)?;
             }
             let packet = Packet {
                 from: addr,
@@ -367,7 +372,8 @@ impl World {
         self.drain_agent(number)
     }
 
-    /// Data that have come all the way from a member whom the receiver knows must be delivered.
+    /// Data that have come all the way from a member whom the receiver knows must be delivered. A check goes before data on
+    /// each path, and what answered it has heard it.
     fn check_refusal(
         &self,
         number: usize,
@@ -388,7 +394,10 @@ impl World {
             self.agent(number)
                 .is_some_and(|agent| agent.member(id).is_some())
         });
-        if own == Some(datagram.to) && known {
+        // After a NAT has given its host another port, data from there wait for a check from there.
+        let relayed = packet.from == self.server;
+        let must_accept = relayed || !self.ports_have_changed;
+        if own == Some(datagram.to) && known && must_accept {
             return Err(Violation(format!(
                 "host {number} refused {datagram:?} from {}",
                 packet.from
