@@ -410,7 +410,7 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::kick`].
-    pub fn close(self) -> Result<(), Error> {
+    pub fn close(&self) -> Result<(), Error> {
         let result = self.perform(Agent::close);
         if result.is_ok() {
             Driver::finish(&mut self.driver.lock(), End::Left);
@@ -422,18 +422,18 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::kick`].
-    pub fn leave(self) -> Result<(), Error> {
+    pub fn leave(&self) -> Result<(), Error> {
         let result = self.perform(Agent::leave);
         Driver::finish(&mut self.driver.lock(), End::Left);
         result
     }
 
-    /// Ends this object without leaving: the server holds the seat for a while, and [`Session::resume`] comes back to it.
+    /// Ends this without leaving: the server holds the seat for a while, and [`Session::resume`] comes back to it.
     /// Returns the ticket.
     ///
     /// # Errors
     /// If the seat is gone already: why.
-    pub fn suspend(self) -> Result<Vec<u8>, Error> {
+    pub fn suspend(&self) -> Result<Vec<u8>, Error> {
         let ticket = self.ticket()?;
         Driver::finish(&mut self.driver.lock(), End::Left);
         Ok(ticket)
