@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use crate::clients::{Arrived, BATCH, Clients, DATAGRAM_BYTES};
+use crate::process::we_waited_for_core;
 use crate::relay::{Flow, Running};
 
 /// Datagrams under way at most when the server is saturated.
@@ -73,6 +74,8 @@ pub struct Outcome {
     pub relayed: u64,
     /// CPU time that the server used for them.
     pub server_cpu: Duration,
+    /// Time that server or generator waited for their cores, which other processes had.
+    pub waited: Duration,
     /// The measured time.
     pub elapsed: Duration,
     /// Median time from sending to receiving.
@@ -102,6 +105,12 @@ impl Outcome {
     #[must_use]
     pub fn utilisation(&self) -> f64 {
         self.server_cpu.as_secs_f64() / self.elapsed.as_secs_f64()
+    }
+
+    /// The part of the time in which server or generator waited for their cores.
+    #[must_use]
+    pub fn waiting(&self) -> f64 {
+        self.waited.as_secs_f64() / self.elapsed.as_secs_f64()
     }
 
     /// Datagrams per second.
@@ -262,6 +271,10 @@ impl<'a> Run<'a> {
     }
 }
 
+fn waited(server: &Running) -> io::Result<Duration> {
+    Ok(server.process.waited_for_core()? + we_waited_for_core()?)
+}
+
 /// Loads a server and measures it.
 ///
 /// # Errors
@@ -285,7 +298,7 @@ pub fn run(
         let now = Instant::now();
         if at_start.is_none() && now >= measure_from {
             run.latencies_ns.clear();
-            at_start = Some((server.process.cpu_time()?, run.came, now));
+            at_start = Some((server.process.cpu_time()?, waited(server)?, run.came, now));
         }
         if now >= until {
             break;
@@ -324,7 +337,7 @@ pub fn run(
             last_progress = now;
         }
     }
-    let (cpu, came) = (server.process.cpu_time()?, run.came);
+    let (cpu, waited_until, came) = (server.process.cpu_time()?, waited(server)?, run.came);
     let elapsed_until = Instant::now();
     let mut latencies = std::mem::take(&mut run.latencies_ns);
     let mut quiet_since = Instant::now();
@@ -333,7 +346,7 @@ pub fn run(
             quiet_since = Instant::now();
         }
     }
-    let (cpu_before, came_before, from) =
+    let (cpu_before, waited_before, came_before, from) =
         at_start.ok_or_else(|| io::Error::other("nothing was measured"))?;
     let mut percentile = |part: f64| {
         let at = (latencies.len() as f64 * part) as usize;
@@ -346,6 +359,7 @@ pub fn run(
     Ok(Outcome {
         relayed: came - came_before,
         server_cpu: cpu - cpu_before,
+        waited: waited_until.saturating_sub(waited_before),
         elapsed: elapsed_until - from,
         median_latency: percentile(0.5),
         p99_latency: percentile(0.99),

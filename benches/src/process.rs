@@ -72,6 +72,16 @@ impl ServerProcess {
         }
     }
 
+    /// Time that its threads so far were ready to run and another process had the core
+    /// (proc_pid_schedstat): a run in which this grows says little.
+    ///
+    /// # Errors
+    ///
+    /// When the process has ended.
+    pub fn waited_for_core(&self) -> io::Result<Duration> {
+        waited_for_core(&format!("/proc/{}/task", self.0.id()))
+    }
+
     /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
@@ -84,6 +94,28 @@ impl Drop for ServerProcess {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// As [`ServerProcess::waited_for_core`], for ourselves.
+///
+/// # Errors
+///
+/// When proc is not mounted.
+pub fn we_waited_for_core() -> io::Result<Duration> {
+    waited_for_core("/proc/self/task")
+}
+
+fn waited_for_core(threads: &str) -> io::Result<Duration> {
+    let mut nanoseconds = 0;
+    for thread in std::fs::read_dir(threads)? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        nanoseconds += text
+            .split_whitespace()
+            .nth(1)
+            .and_then(|field| field.parse().ok())
+            .unwrap_or(0);
+    }
+    Ok(Duration::from_nanos(nanoseconds))
 }
 
 /// Confines the calling thread, and the threads and processes it starts, to one core.

@@ -54,6 +54,21 @@ impl Addr {
         self.ip[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]
     }
 
+    /// Whether a client that is seen at `mapped` may tell its peers that it has this address too. A claim is believed
+    /// within private networks only, so that nobody can have others send to an address of his choice in the Internet, or
+    /// to services on their own hosts.
+    #[must_use]
+    pub fn may_be_local_to(self, mapped: Self) -> bool {
+        let private = match self.ip() {
+            IpAddr::V4(ip) => {
+                let [a, b, ..] = ip.octets();
+                ip.is_private() || ip.is_link_local() || (a == 100 && b & 0xc0 == 64)
+            }
+            IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+        };
+        self.port >= 1024 && (private || self.ip == mapped.ip)
+    }
+
     /// The standard library's form.
     #[must_use]
     pub fn to_socket_addr(self) -> SocketAddr {

@@ -148,6 +148,15 @@ impl ForwardingTable {
         self.by_code.len()
     }
 
+    /// All flows: where each comes to and from, and its seat. For tests and simulators.
+    pub(crate) fn flows(&self) -> Vec<(SocketIndex, Addr, SeatHandle)> {
+        let handle = |index: u32| self.flows[index as usize].as_ref().map(|flow| flow.handle);
+        self.by_source
+            .iter()
+            .filter_map(|(&(socket, source), &index)| Some((socket, source, handle(index)?)))
+            .collect()
+    }
+
     /// The seat of a source, if it has one.
     #[must_use]
     pub fn seat_of(&self, socket: SocketIndex, source: ClientAddr) -> Option<SeatHandle> {

@@ -17,14 +17,17 @@ use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
 use crate::time::{Millis, WallClock};
 use crate::timer_wheel::TimerWheel;
-use crate::wire::native::{self, BadFields, Fields, code};
-use crate::wire::stun::{self, Class, Message, MessageWriter};
+use crate::wire::native::{self, BadFields, Fields, SeatHandle, code};
+use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
 use crate::wire::{self, Kind};
 
 mod credential;
+mod inspection;
 mod owner;
 
-pub use credential::RendezvousAccess;
+pub use credential::{RendezvousAccess, time_limited_password};
+pub use inspection::Inspection;
+pub use owner::Placement;
 
 /// What a socket is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,7 +81,7 @@ pub struct Shard {
     wall: WallClock,
     nonces: NonceKeys,
     sealer: Sealer,
-    placement: owner::Placement,
+    placement: Placement,
     forwarding: ForwardingTable,
     lobby: Lobby,
     wheel: TimerWheel<TimerKey>,
@@ -125,7 +128,7 @@ impl Shard {
             wall: config.wall,
             nonces: NonceKeys::new(config.secret.clone()),
             sealer: Sealer::new(config.secret),
-            placement: owner::Placement::new(config.placement_seeds, config.count),
+            placement: Placement::new(config.placement_seeds, config.count),
             forwarding,
             lobby,
             wheel: TimerWheel::new(now),
@@ -150,12 +153,6 @@ impl Shard {
     /// What is to be sent. The caller clears it when it has.
     pub const fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox
-    }
-
-    /// The shard that answers for a session of this name.
-    #[must_use]
-    pub fn owner_of_name(&self, application: &str, name: &str) -> u16 {
-        self.placement.of_name(application, name)
     }
 
     /// Decides about one datagram.
@@ -344,22 +341,27 @@ impl Shard {
             .owner(message.method(), fields, seated)
             .unwrap_or(self.index);
         if owner == self.index {
-            self.serve(now, origin, message, fields);
+            self.serve(now, origin, seated, message, fields);
         } else {
             let bytes = message.bytes().into();
-            self.outbox
-                .mail
-                .push((owner, Mail::Request { origin, bytes }));
+            let mail = Mail::Request {
+                origin,
+                seated,
+                bytes,
+            };
+            self.outbox.mail.push((owner, mail));
         }
     }
 
-    fn serve(&mut self, now: Millis, origin: Origin, message: &Message<'_>, fields: &Fields<'_>) {
-        let seated = self
-            .forwarding
-            .seat_of(origin.socket, ClientAddr(origin.addr.addr()))
-            .filter(|seat| {
-                owner::seats_anew(message.method()) && seat.code.owner(self.count) == self.index
-            });
+    fn serve(
+        &mut self,
+        now: Millis,
+        origin: Origin,
+        seated: Option<SeatHandle>,
+        message: &Message<'_>,
+        fields: &Fields<'_>,
+    ) {
+        let seated = seated.filter(|_| owner::seats_anew(message.method()));
         let turn = turn!(self, now);
         match seated {
             Some(seat) => self
@@ -390,7 +392,12 @@ impl Shard {
             return Ok(());
         }
         // Only a member, or one that just was, may make this shard write to another.
-        if self.forwarding.seat_of(socket, source).is_none() {
+        let is_member = self.forwarding.seat_of(socket, source) == Some(handle);
+        let was_member = || {
+            let token = self.sealer.token(handle);
+            message.verify_integrity(Integrity::Sha256Truncated, &token)
+        };
+        if !is_member && !was_member() {
             return Err(Counter::DropStale);
         }
         let bytes = message.bytes().into();
@@ -403,10 +410,14 @@ impl Shard {
     /// Takes in a message of another shard or of the control thread.
     pub fn handle_mail(&mut self, now: Millis, mail: Mail) {
         match mail {
-            Mail::Request { origin, bytes } => {
+            Mail::Request {
+                origin,
+                seated,
+                bytes,
+            } => {
                 let message = Message::parse(&bytes).expect("the sending shard parsed it");
                 let fields = Fields::read(&message).expect("the sending shard read it");
-                self.serve(now, origin, &message, &fields);
+                self.serve(now, origin, seated, &message, &fields);
             }
             Mail::Acknowledgement { bytes } => {
                 let message = Message::parse(&bytes).expect("the sending shard parsed it");
@@ -441,6 +452,16 @@ impl Shard {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Millis> {
         self.wheel.next_timeout()
+    }
+
+    /// Counts requests for other shards that found a full mailbox.
+    pub fn count_lost_mail(&mut self, count: u64) {
+        self.counters.add(Counter::DropMailbox, count);
+    }
+
+    /// Changes who may host, join, match and list.
+    pub fn set_access(&mut self, access: RendezvousAccess) {
+        self.access = access;
     }
 
     /// From now on nobody new is seated.

@@ -1,32 +1,6 @@
 //! What a shard counts. Plain numbers written by one thread; whoever wants them for another thread copies them once per
 //! turn. A datagram that is not served is always counted under the reason.
 
-/// Declares the counters with the metric each is part of.
-macro_rules! counters {
-    ($($(#[doc = $doc:literal])* $name:ident => $metric:literal $({$label:literal = $value:literal})? $kind:ident;)*) => {
-        /// One thing that is counted.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        #[repr(usize)]
-        pub enum Counter {
-            $($(#[doc = $doc])* $name,)*
-        }
-
-        impl Counter {
-            /// All of them, in order of their numbers.
-            pub const ALL: &'static [CounterSpec] = &[
-                $(CounterSpec {
-                    metric: $metric,
-                    label: counters!(@label $($label, $value)?),
-                    help: concat!($($doc),*),
-                    kind: CounterKind::$kind,
-                },)*
-            ];
-        }
-    };
-    (@label) => { None };
-    (@label $label:literal, $value:literal) => { Some(($label, $value)) };
-}
-
 /// Whether a number only grows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CounterKind {
@@ -39,79 +13,139 @@ pub enum CounterKind {
 /// How a counter appears among an operator's metrics.
 #[derive(Clone, Copy, Debug)]
 pub struct CounterSpec {
-    /// Metric name without prefix.
+    /// Metric name.
     pub metric: &'static str,
-    /// A label that tells counters of one metric apart.
-    pub label: Option<(&'static str, &'static str)>,
+    /// Labels that tell counters of one metric apart.
+    pub labels: &'static [(&'static str, &'static str)],
     /// One sentence.
     pub help: &'static str,
     /// Kind.
     pub kind: CounterKind,
 }
 
+/// A metric: one counter, or several that differ in a label.
+#[derive(Clone, Copy, Debug)]
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    kind: CounterKind,
+}
+
+const fn total(name: &'static str, help: &'static str) -> Family {
+    Family {
+        name,
+        help,
+        kind: CounterKind::Total,
+    }
+}
+
+const fn gauge(name: &'static str, help: &'static str) -> Family {
+    Family {
+        name,
+        help,
+        kind: CounterKind::Gauge,
+    }
+}
+
+const DROPPED: Family = total("waypost_dropped_total", "Packets dropped, by reason");
+const REQUESTS: Family = total("waypost_requests_total", "Requests served, by kind");
+const AUTH_FAILURES: Family = total("waypost_auth_failures_total", "Failed proofs, by kind");
+const EVENT_BATCHES: Family = total(
+    "waypost_event_batches_total",
+    "Batches of session events sent",
+);
+const SESSIONS_CREATED: Family = total(
+    "waypost_sessions_created_total",
+    "Sessions made, by what made them",
+);
+
+/// Declares the counters with the metric each is part of.
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])* $name:ident => $family:expr, [$($label:literal = $value:literal),*];)*) => {
+        /// One thing that is counted.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(usize)]
+        pub enum Counter {
+            $($(#[doc = $doc])* $name,)*
+        }
+
+        impl Counter {
+            /// All of them, in order of their numbers.
+            pub const ALL: &'static [CounterSpec] = &[
+                $(CounterSpec {
+                    metric: $family.name,
+                    labels: &[$(($label, $value)),*],
+                    help: $family.help,
+                    kind: $family.kind,
+                },)*
+            ];
+        }
+    };
+}
+
 counters! {
     /// Datagrams relayed between members of sessions.
-    RelayedPackets => "relayed_packets_total" {"proto" = "native"} Total;
+    RelayedPackets => total("waypost_relayed_packets_total", "Datagrams relayed between members of sessions"), ["proto" = "native"];
     /// Payload bytes relayed between members of sessions.
-    RelayedBytes => "relayed_bytes_total" {"proto" = "native"} Total;
+    RelayedBytes => total("waypost_relayed_bytes_total", "Payload bytes relayed between members of sessions"), ["proto" = "native"];
     /// Not STUN, not ChannelData, or malformed.
-    DropParse => "dropped_total" {"reason" = "parse"} Total;
+    DropParse => DROPPED, ["reason" = "parse"];
     /// ChannelData from an address that has no seat.
-    DropNoFlow => "dropped_total" {"reason" = "no_flow"} Total;
+    DropNoFlow => DROPPED, ["reason" = "no_flow"];
     /// ChannelData for a seat that nobody has.
-    DropNoRoute => "dropped_total" {"reason" = "no_route"} Total;
+    DropNoRoute => DROPPED, ["reason" = "no_route"];
     /// Beyond a member's packets or bytes per second.
-    DropLimit => "dropped_total" {"reason" = "limit"} Total;
+    DropLimit => DROPPED, ["reason" = "limit"];
     /// A first request shorter than its answer would be.
-    DropUnpadded => "dropped_total" {"reason" = "unpadded"} Total;
+    DropUnpadded => DROPPED, ["reason" = "unpadded"];
     /// An answer or acknowledgement that nobody waits for.
-    DropStale => "dropped_total" {"reason" = "stale"} Total;
+    DropStale => DROPPED, ["reason" = "no_waiter"];
     /// A method that this server does not serve, or an indication.
-    DropMethod => "dropped_total" {"reason" = "method"} Total;
+    DropMethod => DROPPED, ["reason" = "method"];
     /// Source port 0, which no answer can reach.
-    DropSource => "dropped_total" {"reason" = "source"} Total;
+    DropSource => DROPPED, ["reason" = "source"];
     /// A request that another shard owns and whose mailbox was full.
-    DropMailbox => "dropped_total" {"reason" = "queue_full"} Total;
+    DropMailbox => DROPPED, ["reason" = "mailbox"];
     /// Binding requests answered.
-    Bindings => "requests_total" {"method" = "binding"} Total;
+    Bindings => REQUESTS, ["method" = "binding"];
     /// Native requests whose source was not proved yet; each was answered with a nonce.
-    UnprovenReplies => "unproven_replies_total" Total;
+    UnprovenReplies => total("waypost_unproven_replies_total", "Native requests whose source was not proved yet; each was answered with a nonce"), [];
     /// Native requests from proved sources.
-    NativeRequests => "requests_total" {"method" = "native"} Total;
+    NativeRequests => REQUESTS, ["method" = "native"];
     /// Native requests answered with an error.
-    NativeErrors => "request_errors_total" Total;
+    NativeErrors => total("waypost_request_errors_total", "Native requests answered with an error"), [];
     /// Passwords checked, against a session's key or, for a session that does not exist, against a dummy.
-    PasswordChecks => "password_checks_total" Total;
+    PasswordChecks => total("waypost_password_checks_total", "Passwords checked, against a session's key or, for a session that does not exist, against a dummy"), [];
     /// Wrong codes, names, passwords.
-    JoinFailures => "auth_failures_total" {"reason" = "join"} Total;
+    JoinFailures => AUTH_FAILURES, ["reason" = "join"];
     /// Requests from seats whose integrity was wrong or whose seat is gone.
-    SeatFailures => "auth_failures_total" {"reason" = "seat"} Total;
+    SeatFailures => AUTH_FAILURES, ["reason" = "seat"];
     /// Requests without a valid operator credential where one is needed.
-    CredentialFailures => "auth_failures_total" {"reason" = "credential"} Total;
+    CredentialFailures => AUTH_FAILURES, ["reason" = "credential"];
     /// Requests refused because their source failed too often.
-    RateLimited => "rate_limited_total" Total;
+    RateLimited => total("waypost_rate_limited_total", "Requests refused because their source failed too often"), [];
     /// Event batches sent for the first time.
-    EventBatches => "event_batches_total" {"kind" = "first"} Total;
+    EventBatches => EVENT_BATCHES, ["kind" = "first"];
     /// Event batches repeated because no acknowledgement came.
-    EventRepeats => "event_batches_total" {"kind" = "repeat"} Total;
+    EventRepeats => EVENT_BATCHES, ["kind" = "repeat"];
     /// Pairs of members introduced to each other.
-    Introductions => "introductions_total" Total;
+    Introductions => total("waypost_introductions_total", "Pairs of members introduced to each other"), [];
     /// Sessions made by a client or by the matchmaker's door.
-    SessionsCreated => "sessions_created_total" {"by" = "request"} Total;
+    SessionsCreated => SESSIONS_CREATED, ["by" = "request"];
     /// Sessions that a ticket brought back.
-    SessionsRestored => "sessions_created_total" {"by" = "ticket"} Total;
+    SessionsRestored => SESSIONS_CREATED, ["by" = "ticket"];
     /// Seats taken.
-    SeatsTaken => "seats_taken_total" Total;
+    SeatsTaken => total("waypost_seats_taken_total", "Seats taken"), [];
     /// Seats lost to silence.
-    SeatsTimedOut => "seats_timed_out_total" Total;
+    SeatsTimedOut => total("waypost_seats_timed_out_total", "Seats lost to silence"), [];
     /// Seats that moved to another address.
-    Rebinds => "rebinds_total" Total;
+    Rebinds => total("waypost_rebinds_total", "Seats that moved to another address"), [];
     /// Sessions that this shard owns.
-    Sessions => "sessions" Gauge;
+    Sessions => gauge("waypost_sessions", "Sessions that this shard owns"), [];
     /// Members of the sessions that this shard owns.
-    Members => "members" Gauge;
+    Members => gauge("waypost_members", "Members of the sessions that this shard owns"), [];
     /// Source addresses that this shard relays for.
-    Flows => "flows" Gauge;
+    Flows => gauge("waypost_flows", "Source addresses that this shard relays for"), [];
 }
 
 /// The counters of one shard.

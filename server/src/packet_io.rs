@@ -298,7 +298,8 @@ pub struct IoConfig {
     /// open files.
     pub max_sockets: u32,
     /// Longest time in microseconds that a busy shard waits for company of a datagram; 0: never.
-    /// A datagram that arrives at an idle shard never waits.
+    /// A datagram that arrives at an idle shard never waits. If not 0, the timers of the thread
+    /// that makes the backend are set to fire on time (`PR_SET_TIMERSLACK`, prctl(2)).
     pub coalesce_us: u32,
 }
 

@@ -1,5 +1,8 @@
-//! How often a source may be wrong: a fixed table of buckets, so that attackers cannot make it grow. Two prefixes that fall
-//! into one bucket share it.
+//! How often a source may be wrong, and how often anybody may be wrong about one session: fixed tables of buckets, so that
+//! attackers cannot make them grow. What falls into one bucket shares it. A session that does not exist has its bucket
+//! like one that does, so that a refusal does not tell them apart.
+
+use std::hash::Hash;
 
 use ahash::RandomState;
 
@@ -11,51 +14,47 @@ const BUCKETS: usize = 4096;
 const FORGIVE_MS: u64 = 6_000;
 /// Failures at once before a source must wait.
 const BURST: u64 = 10;
-/// A wrong password at a session is forgiven after this long.
-const SESSION_FORGIVE_MS: u64 = 3_000;
-/// Wrong passwords at a session before only sources without a failure are heard.
-const SESSION_BURST: u64 = 20;
+/// A failure at one session, or at a code or name without one, is forgiven after this long.
+const TARGET_FORGIVE_MS: u64 = 3_000;
+/// Failures at one session before only sources without a failure are heard.
+const TARGET_BURST: u64 = 20;
 
-/// Failures by source prefix.
+/// Failures by source prefix and by what was tried.
 pub(super) struct FailureBuckets {
     hasher: RandomState,
-    forgiven_at: Box<[Millis]>,
+    sources: Box<[Millis]>,
+    targets: Box<[Millis]>,
 }
 
 impl FailureBuckets {
     pub fn new(hasher: RandomState) -> Self {
+        let empty = || vec![Millis(0); BUCKETS].into_boxed_slice();
         Self {
             hasher,
-            forgiven_at: vec![Millis(0); BUCKETS].into_boxed_slice(),
+            sources: empty(),
+            targets: empty(),
         }
     }
 
-    fn bucket(&mut self, prefix: SourcePrefix) -> &mut Millis {
-        let index = self.hasher.hash_one(prefix) as usize % BUCKETS;
-        &mut self.forgiven_at[index]
+    fn bucket(&self, key: impl Hash) -> usize {
+        self.hasher.hash_one(key) as usize % BUCKETS
     }
 
-    /// Whether this source may try at a session whose own failures are forgiven at `session_forgiven_at`. When a session
-    /// is under attack from many sources, one that has not failed lately is still heard.
-    pub fn may_try(
-        &mut self,
-        now: Millis,
-        prefix: SourcePrefix,
-        session_forgiven_at: Option<Millis>,
-    ) -> bool {
-        let own = self.bucket(prefix).since(now);
-        let session = session_forgiven_at.map_or(0, |at| at.since(now));
-        own <= FORGIVE_MS * (BURST - 1)
-            && (own == 0 || session <= SESSION_FORGIVE_MS * (SESSION_BURST - 1))
+    /// Whether this source may try `target`. When a target is under attack from many sources, one that has not failed
+    /// lately is still heard.
+    pub fn may_try(&self, now: Millis, prefix: SourcePrefix, target: impl Hash) -> bool {
+        let source = self.sources[self.bucket(prefix)].since(now);
+        let target = self.targets[self.bucket(target)].since(now);
+        source <= FORGIVE_MS * (BURST - 1)
+            && (source == 0 || target <= TARGET_FORGIVE_MS * (TARGET_BURST - 1))
     }
 
-    /// Notes a failure of this source, and at this session if it exists.
-    pub fn note(&mut self, now: Millis, prefix: SourcePrefix, session: Option<&mut Millis>) {
-        let own = self.bucket(prefix);
-        *own = (*own).max(now) + FORGIVE_MS;
-        if let Some(at) = session {
-            *at = (*at).max(now) + SESSION_FORGIVE_MS;
-        }
+    /// Notes a failure of this source at `target`.
+    pub fn note(&mut self, now: Millis, prefix: SourcePrefix, target: impl Hash) {
+        let source = self.bucket(prefix);
+        let target = self.bucket(target);
+        self.sources[source] = self.sources[source].max(now) + FORGIVE_MS;
+        self.targets[target] = self.targets[target].max(now) + TARGET_FORGIVE_MS;
     }
 }
 
@@ -72,24 +71,24 @@ mod tests {
         let mut buckets = buckets();
         let prefix = SourcePrefix([1; 16]);
         for i in 0..10 {
-            assert!(buckets.may_try(Millis(0), prefix, None), "try {i}");
-            buckets.note(Millis(0), prefix, None);
+            assert!(buckets.may_try(Millis(0), prefix, i), "try {i}");
+            buckets.note(Millis(0), prefix, i);
         }
-        assert!(!buckets.may_try(Millis(0), prefix, None));
-        assert!(buckets.may_try(Millis(FORGIVE_MS), prefix, None));
-        assert!(buckets.may_try(Millis(0), SourcePrefix([2; 16]), None));
+        assert!(!buckets.may_try(Millis(0), prefix, 11));
+        assert!(buckets.may_try(Millis(FORGIVE_MS), prefix, 11));
+        assert!(buckets.may_try(Millis(0), SourcePrefix([2; 16]), 11));
     }
 
     #[test]
     fn a_session_under_attack_still_hears_new_sources() {
         let mut buckets = buckets();
-        let mut session = Millis(0);
         let attacker = |i: u8| SourcePrefix([i; 16]);
         for i in 0..30 {
-            assert!(buckets.may_try(Millis(0), attacker(i), Some(session)));
-            buckets.note(Millis(0), attacker(i), Some(&mut session));
+            assert!(buckets.may_try(Millis(0), attacker(i), "target"));
+            buckets.note(Millis(0), attacker(i), "target");
         }
-        assert!(!buckets.may_try(Millis(0), attacker(1), Some(session)));
-        assert!(buckets.may_try(Millis(0), SourcePrefix([99; 16]), Some(session)));
+        assert!(!buckets.may_try(Millis(0), attacker(1), "target"));
+        assert!(buckets.may_try(Millis(0), attacker(1), "another"));
+        assert!(buckets.may_try(Millis(0), SourcePrefix([99; 16]), "target"));
     }
 }

@@ -51,11 +51,13 @@ impl Lobby {
             return Ok(());
         }
         let uid = entry.uid;
+        // A keepalive does no harm twice, and must not make the member's last deed forgotten.
+        let remembered = message.method() != method::KEEPALIVE;
         let outcome = self.obey(turn, member, message.method(), fields);
         if let Some(entry) = self
             .members
             .get_mut(member)
-            .filter(|entry| entry.uid == uid)
+            .filter(|entry| remembered && entry.uid == uid)
         {
             entry.last_request = digest;
             entry.last_outcome = outcome.err().map_or(0, |Reject(error)| error);
@@ -81,7 +83,9 @@ impl Lobby {
         fields: &Fields<'_>,
     ) -> Outcome {
         let session = self.members[member].session;
-        let is_host = self.members[member].handle.id.seat == self.sessions[session].host;
+        // Whoever waits for a match longest is not yet the host of those who wait with it.
+        let is_host = self.members[member].handle.id.seat == self.sessions[session].host
+            && self.sessions[session].forming.is_none();
         let host_only = || {
             if is_host {
                 Ok(())
@@ -145,9 +149,7 @@ impl Lobby {
 
     fn target(&self, session: u32, target: Option<SeatId>) -> Result<u32, Reject> {
         let id = target.ok_or(Reject(code::BAD_REQUEST))?;
-        self.sessions[session]
-            .occupant(id.seat)
-            .filter(|&member| self.members[member].handle.id == id)
+        self.occupant_as(&self.sessions[session], id)
             .ok_or(Reject(code::NO_MEMBER))
     }
 
@@ -291,9 +293,8 @@ impl Lobby {
             if entry.reserved.is_empty() {
                 self.drop_session(session);
             } else {
-                let uid = entry.uid;
-                let at = turn.now.plus_secs(self.config.unseated_hold_secs);
-                turn.wheel.schedule(at, TimerKey::Session(session, uid));
+                entry.host = 0;
+                self.wait_unseated(turn, session);
             }
             return;
         }
@@ -389,10 +390,26 @@ impl Lobby {
         let Some(session) = self.sessions.get(index).filter(|entry| entry.uid == uid) else {
             return;
         };
-        if session.expires_at <= turn.now {
-            self.close_session(turn, index, LeaveReason::Expired);
-        } else if session.member_count() == 0 {
+        if session.member_count() > 0 {
+            return;
+        }
+        let until = session.unseated_until;
+        if until <= turn.now {
             self.drop_session(index);
+        } else {
+            turn.wheel.schedule(until, TimerKey::Session(index, uid));
+        }
+    }
+
+    /// Keeps a session without members for a while, for those who hold tickets.
+    pub(super) fn wait_unseated(&mut self, turn: &mut Turn<'_>, index: u32) {
+        let entry = &mut self.sessions[index];
+        let timer_is_set = entry.unseated_until > turn.now;
+        let until = turn.now.plus_secs(self.config.unseated_hold_secs);
+        entry.unseated_until = until.min(entry.expires_at).max(turn.now);
+        if !timer_is_set {
+            let key = TimerKey::Session(index, entry.uid);
+            turn.wheel.schedule(entry.unseated_until, key);
         }
     }
 
@@ -404,6 +421,11 @@ impl Lobby {
             return;
         }
         member.timer_at = Millis(u64::MAX);
+        if self.session_ends(index) <= turn.now {
+            let session = self.members[index].session;
+            self.close_session(turn, session, LeaveReason::Expired);
+            return;
+        }
         if self.members[index].silence_ends(self.config.seat_hold_secs) <= turn.now {
             if self.members[index].departing {
                 self.forget_departed(index);
@@ -422,11 +444,22 @@ impl Lobby {
         self.departing.remove(&member.handle);
     }
 
+    /// When the session of this member ends; a departing member has none.
+    fn session_ends(&self, index: u32) -> Millis {
+        let member = &self.members[index];
+        if member.departing {
+            Millis(u64::MAX)
+        } else {
+            self.sessions[member.session].expires_at
+        }
+    }
+
     /// Makes sure that a timer fires at the next thing this member waits for.
     pub(super) fn set_member_timer(&mut self, turn: &mut Turn<'_>, index: u32) {
         let hold_secs = self.config.seat_hold_secs;
+        let ends = self.session_ends(index);
         let member = &mut self.members[index];
-        let silence = member.silence_ends(hold_secs);
+        let silence = member.silence_ends(hold_secs).min(ends);
         let at = member
             .in_flight
             .as_ref()

@@ -4,7 +4,8 @@
 use rand::RngExt;
 
 use super::seating::NewSession;
-use super::{Lobby, TimerKey, Turn};
+use super::session::Session;
+use super::{Lobby, Turn};
 use crate::wire::join_code::JoinCode;
 use crate::wire::native::{LeaveReason, SeatHandle, SeatId, code, password_key};
 
@@ -28,8 +29,14 @@ pub enum DoorRequest {
         /// Tickets wanted, at most `max_members`.
         tickets: u8,
     },
-    /// Describe up to `limit` sessions.
+    /// Describe sessions of this shard, in an order that does not change.
     List {
+        /// Only this application.
+        application: Option<String>,
+        /// Only the session of this name.
+        name: Option<String>,
+        /// The slot to begin with.
+        from_slot: u32,
         /// Most sessions to describe.
         limit: usize,
     },
@@ -53,7 +60,12 @@ pub enum DoorAnswer {
         expires_unix_secs: u64,
     },
     /// Sessions of this shard.
-    Sessions(Vec<SessionSummary>),
+    Sessions {
+        /// What was asked for.
+        sessions: Vec<SessionSummary>,
+        /// Where the next page begins; none on the last.
+        next_slot: Option<u32>,
+    },
     /// The session was closed.
     Closed,
     /// Refused, with the protocol's error code for the reason.
@@ -75,6 +87,8 @@ pub struct SessionSummary {
     pub max_members: u8,
     /// SESSION-FLAGS as clients are told them.
     pub flags: u32,
+    /// When it ends at the latest: Unix seconds.
+    pub expires_unix_secs: u64,
 }
 
 impl Lobby {
@@ -115,7 +129,20 @@ impl Lobby {
                     Err(reject) => DoorAnswer::Refused(reject.0),
                 }
             }
-            DoorRequest::List { limit } => DoorAnswer::Sessions(self.summaries(limit)),
+            DoorRequest::List {
+                application,
+                name,
+                from_slot,
+                limit,
+            } => {
+                let wanted = |session: &Session| {
+                    application
+                        .as_deref()
+                        .is_none_or(|wanted| *wanted == *session.application)
+                        && (name.is_none() || name.as_deref() == session.name.as_deref())
+                };
+                self.summaries(turn, from_slot, limit, wanted)
+            }
             DoorRequest::Close { code: target } => match self.by_code.get(&target) {
                 Some(&session) => {
                     self.close_session(turn, session, LeaveReason::Closed);
@@ -152,25 +179,43 @@ impl Lobby {
             tickets,
             expires_unix_secs: turn.wall.unix_secs(entry.expires_at),
         };
-        let uid = entry.uid;
         self.sessions[session].reserved = reserved;
-        let at = turn.now.plus_secs(self.config.unseated_hold_secs);
-        turn.wheel.schedule(at, TimerKey::Session(session, uid));
+        self.wait_unseated(turn, session);
         answer
     }
 
-    fn summaries(&self, limit: usize) -> Vec<SessionSummary> {
-        (0..self.sessions.slots())
-            .filter_map(|slot| self.sessions.get(u32::try_from(slot).ok()?))
-            .take(limit)
-            .map(|session| SessionSummary {
+    fn summaries(
+        &self,
+        turn: &Turn<'_>,
+        from_slot: u32,
+        limit: usize,
+        wanted: impl Fn(&Session) -> bool,
+    ) -> DoorAnswer {
+        let slots = u32::try_from(self.sessions.slots()).unwrap_or(u32::MAX);
+        let mut sessions = Vec::new();
+        for slot in from_slot..slots {
+            let Some(session) = self.sessions.get(slot).filter(|session| wanted(session)) else {
+                continue;
+            };
+            if sessions.len() == limit {
+                return DoorAnswer::Sessions {
+                    sessions,
+                    next_slot: Some(slot),
+                };
+            }
+            sessions.push(SessionSummary {
                 code: session.code,
                 application: session.application.to_string(),
                 name: session.name.as_deref().map(str::to_owned),
                 members: session.member_count(),
                 max_members: session.max_members,
                 flags: super::seating::told_flags(session),
-            })
-            .collect()
+                expires_unix_secs: turn.wall.unix_secs(session.expires_at),
+            });
+        }
+        DoorAnswer::Sessions {
+            sessions,
+            next_slot: None,
+        }
     }
 }

@@ -143,9 +143,9 @@ impl Lobby {
         };
         let out = &mut turn.out.bytes;
         'full: {
-            for &seat in &member.roster {
+            for &id in &member.roster {
                 let wrote = fits(out, &|w| {
-                    session.occupant(seat).is_some_and(|other| {
+                    self.occupant_as(session, id).is_some_and(|other| {
                         self.write_joined(w, session, other);
                         true
                     })
@@ -186,6 +186,13 @@ impl Lobby {
         wrote_any
     }
 
+    /// The member in a seat, if it is the one that is meant and not a later one.
+    pub(super) fn occupant_as(&self, session: &Session, id: SeatId) -> Option<u32> {
+        session
+            .occupant(id.seat)
+            .filter(|&member| self.members[member].handle.id == id)
+    }
+
     fn write_joined(&self, out: &mut AttributeWriter<'_>, session: &Session, member: u32) {
         let member = &self.members[member];
         let seat = member.handle.id;
@@ -209,9 +216,7 @@ impl Lobby {
         session: &Session,
         entry: LogEntry,
     ) -> bool {
-        let occupant = session
-            .occupant(entry.seat.seat)
-            .filter(|&member| self.members[member].handle.id == entry.seat);
+        let occupant = self.occupant_as(session, entry.seat);
         match entry.kind {
             EventKind::MemberJoined => match occupant {
                 Some(member) => self.write_joined(out, session, member),
@@ -244,13 +249,10 @@ impl Lobby {
     ) -> bool {
         let member = &self.members[index];
         let session = &self.sessions[member.session];
-        let Some(peer) = session
-            .occupant(introduction.peer.seat)
-            .map(|peer| &self.members[peer])
-            .filter(|peer| peer.handle.id == introduction.peer)
-        else {
+        let Some(peer) = self.occupant_as(session, introduction.peer) else {
             return false;
         };
+        let peer = &self.members[peer];
         let key = sealer.check_key(
             session.code,
             [member.handle.id, peer.handle.id],

@@ -12,6 +12,7 @@ mod attempts;
 mod conduct;
 pub mod door;
 mod events;
+mod inspection;
 mod listing;
 mod seating;
 mod session;
@@ -22,6 +23,7 @@ use ahash::RandomState;
 use rand::rngs::StdRng;
 
 use self::attempts::FailureBuckets;
+pub use self::inspection::SeatView;
 pub(crate) use self::listing::ListCursor;
 use self::session::{Member, Session, Slab};
 use crate::addr::{Addr, ProvenAddr};
@@ -91,6 +93,8 @@ pub enum Mail {
     Request {
         /// Where it came from.
         origin: Origin,
+        /// The seat that this source has already, as its own shard knows.
+        seated: Option<SeatHandle>,
         /// The message.
         bytes: Box<[u8]>,
     },
@@ -229,6 +233,8 @@ pub struct Lobby {
     /// Members that were removed and have not acknowledged that yet.
     departing: HashMap<SeatHandle, u32, RandomState>,
     failures: FailureBuckets,
+    /// The match that was completed last: a copy of the request that completed it may be right behind.
+    last_formed: Option<JoinCode>,
     next_uid: u32,
 }
 
@@ -248,6 +254,7 @@ impl Lobby {
             config,
             shard,
             shard_count,
+            last_formed: None,
             next_uid: 0,
         }
     }

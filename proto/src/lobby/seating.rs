@@ -4,16 +4,14 @@ use rand::RngExt;
 use subtle::ConstantTimeEq;
 
 use super::session::{InFlight, Member, Session};
-use super::{
-    Lobby, Mail, NO_PASSWORD_FITS, Origin, Outcome, Reject, TimerKey, Turn, transaction_digest,
-};
+use super::{Lobby, Mail, NO_PASSWORD_FITS, Origin, Outcome, Reject, Turn, transaction_digest};
 use crate::stats::Counter;
 use crate::ticket::Ticket;
 use crate::time::Millis;
 use crate::wire::join_code::JoinCode;
 use crate::wire::native::{
-    EventKind, Fields, SeatHandle, SeatId, attr, code, member_flags, password_key, password_proof,
-    session_flags,
+    EventKind, Fields, SeatHandle, SeatId, attr, code, member_flags, method, password_key,
+    password_proof, session_flags,
 };
 use crate::wire::stun::{self, Class, Message, MessageWriter};
 
@@ -107,8 +105,10 @@ impl Lobby {
             return Ok(());
         }
         let prefix = origin.addr.addr().source_prefix();
-        let forgiven_at = session.map(|session| self.sessions[session].failures_forgiven_at);
-        if !self.failures.may_try(turn.now, prefix, forgiven_at) {
+        let target = session.map_or((fields.code, fields.name), |session| {
+            (Some(self.sessions[session].code), None)
+        });
+        if !self.failures.may_try(turn.now, prefix, target) {
             turn.counters.count(Counter::RateLimited);
             return Err(Reject(code::TOO_MANY_ATTEMPTS));
         }
@@ -121,8 +121,7 @@ impl Lobby {
         let fits = bool::from(expected.ct_eq(&proof));
         let Some(session) = session.filter(|_| fits) else {
             turn.counters.count(Counter::JoinFailures);
-            let at = session.map(|session| &mut self.sessions[session].failures_forgiven_at);
-            self.failures.note(turn.now, prefix, at);
+            self.failures.note(turn.now, prefix, target);
             return Err(Reject(code::NO_SESSION));
         };
         let entry = &self.sessions[session];
@@ -149,6 +148,13 @@ impl Lobby {
         let players = fields.max_members.ok_or(Reject(code::BAD_REQUEST))?;
         let key = fields.match_key.ok_or(Reject(code::BAD_REQUEST))?;
         let key = match_key(application, players, key);
+        let last_formed = self.last_formed.and_then(|code| self.by_code.get(&code));
+        if let Some(&session) = last_formed
+            && let Some(member) = self.seated_by(session, origin, message)
+        {
+            self.answer_seat(turn, origin, message, member, true);
+            return Ok(());
+        }
         let session = match self.forming.get(&key) {
             Some(&session) => session,
             None => self.create_session(
@@ -183,6 +189,7 @@ impl Lobby {
         if let Some(key) = entry.forming.take() {
             self.forming.remove(&key);
         }
+        self.last_formed = Some(entry.code);
         let host = entry.host;
         let members: Vec<u32> = entry.occupants().collect();
         let host_id = entry
@@ -223,9 +230,11 @@ impl Lobby {
         let same_game = *entry.application == *ticket.application;
         match entry.occupant(id.seat) {
             Some(member) if same_game && self.members[member].handle.id == id => {
-                self.return_to_seat(turn, origin, message, fields, member);
+                let returned = self.return_to_seat(turn, origin, message, fields, member);
                 self.answer_seat(turn, origin, message, member, true);
-                self.welcome(turn, member);
+                if returned {
+                    self.welcome(turn, member);
+                }
                 return Ok(());
             }
             None if same_game && (entry.reserved.contains(&id) || entry.restored) => {}
@@ -292,6 +301,7 @@ impl Lobby {
     }
 
     /// A member shows its ticket while its seat is still held: a restarted client, or one on another network.
+    /// False if this is a repetition of the request by which it came.
     fn return_to_seat(
         &mut self,
         turn: &mut Turn<'_>,
@@ -299,24 +309,25 @@ impl Lobby {
         message: &Message<'_>,
         fields: &Fields<'_>,
         member: u32,
-    ) {
+    ) -> bool {
         let digest = transaction_digest(message);
-        let repeated = self.members[member].seated_by == digest;
         self.rebind(turn, origin, member);
+        self.members[member].last_heard = turn.now;
+        if self.members[member].seated_by == digest {
+            return false;
+        }
         let session = self.members[member].session;
         let roster = self.others(session, member);
         let log_end = self.sessions[session].log_end();
         let entry = &mut self.members[member];
         entry.seated_by = digest;
-        entry.last_heard = turn.now;
         take_member_part(entry, fields);
-        if !repeated {
-            entry.roster = roster;
-            entry.cursor = log_end;
-            entry.next_sequence = 1;
-            entry.in_flight = None;
-        }
+        entry.roster = roster;
+        entry.cursor = log_end;
+        entry.next_sequence = 1;
+        entry.in_flight = None;
         self.trim_log(session);
+        true
     }
 
     /// The member of `session` that this very request seated, if it is a repetition.
@@ -341,7 +352,10 @@ impl Lobby {
             .get(&handle.code)
             .and_then(|&session| self.seated_by(session, origin, message));
         match repeated {
-            Some(member) => self.answer_seat(turn, origin, message, member, true),
+            Some(member) => {
+                let session_part = message.method() != method::HOST;
+                self.answer_seat(turn, origin, message, member, session_part);
+            }
             None => super::answer_error(turn, origin, message, code::SEATED),
         }
     }
@@ -383,10 +397,10 @@ impl Lobby {
                 awaits_host: false,
                 restored: false,
                 expires_at,
+                unseated_until: Millis(0),
                 seats: Vec::new(),
                 reserved: Vec::new(),
                 banned: Vec::new(),
-                failures_forgiven_at: Millis(0),
                 log: std::collections::VecDeque::new(),
                 log_base: 0,
             })
@@ -399,8 +413,6 @@ impl Lobby {
         if let Some(key) = &new.forming {
             self.forming.insert(key.clone(), session);
         }
-        turn.wheel
-            .schedule(expires_at, TimerKey::Session(session, uid));
         turn.counters.count(Counter::SessionsCreated);
         Ok(session)
     }
@@ -428,6 +440,10 @@ impl Lobby {
             id,
         };
         let shown_to_others = entry.forming.is_none();
+        // Whoever lost this very seat a moment ago and is back need not be told any more that it was removed.
+        if let Some(&index) = self.departing.get(&handle) {
+            self.forget_departed(index);
+        }
         let uid = self.uid();
         let mut member = Member {
             uid,
@@ -498,12 +514,12 @@ impl Lobby {
         }
     }
 
-    /// Seats of the session's other members.
-    fn others(&self, session: u32, member: u32) -> Vec<u8> {
+    /// The session's other members.
+    fn others(&self, session: u32, member: u32) -> Vec<SeatId> {
         self.sessions[session]
             .occupants()
             .filter(|&other| other != member)
-            .map(|other| self.members[other].handle.id.seat)
+            .map(|other| self.members[other].handle.id)
             .collect()
     }
 
@@ -532,7 +548,8 @@ impl Lobby {
                 Ok(())
             }
             Err(reject) => {
-                if self.sessions[session].member_count() == 0 {
+                let entry = &self.sessions[session];
+                if entry.member_count() == 0 && entry.reserved.is_empty() {
                     self.drop_session(session);
                 }
                 Err(reject)
@@ -633,7 +650,9 @@ pub(super) fn take_member_part(member: &mut Member, fields: &Fields<'_>) {
         member.relay_only = flags & member_flags::RELAY_ONLY != 0;
     }
     if fields.locals.iter().any(Option::is_some) {
-        member.locals = fields.locals.iter().flatten().copied().collect();
+        let mapped = member.source.addr();
+        let told = fields.locals.iter().flatten().copied();
+        member.locals = told.filter(|local| local.may_be_local_to(mapped)).collect();
     }
     if fields.nat_mapping.is_some() {
         member.nat = fields.nat_mapping;

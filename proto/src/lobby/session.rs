@@ -109,14 +109,15 @@ pub(super) struct Session {
     pub awaits_host: bool,
     /// Whether a ticket brought this session back: its former members may return by theirs.
     pub restored: bool,
+    /// When it ends. Watched by the timers of its members, so that no timer outlives a short session by a day.
     pub expires_at: Millis,
+    /// Until when it waits for bearers of tickets while nobody is seated. A session timer is set as long as that is to come.
+    pub unseated_until: Millis,
     /// Index of the member in each seat.
     pub seats: Vec<Option<u32>>,
     /// Seats that tickets of the matchmaker's door were issued for.
     pub reserved: Vec<SeatId>,
     pub banned: Vec<SourcePrefix>,
-    /// When the wrong passwords tried so far are forgiven.
-    pub failures_forgiven_at: Millis,
     /// What not everybody has acknowledged yet.
     pub log: VecDeque<LogEntry>,
     /// Number of the first entry in `log`.
@@ -195,8 +196,8 @@ pub(super) struct Member {
     pub data: Box<[u8]>,
     pub locals: Box<[Addr]>,
     pub nat: Option<NatMapping>,
-    /// Seats that it still has to be told of since it came.
-    pub roster: Vec<u8>,
+    /// Who was there when it came and it still has to be told of.
+    pub roster: Vec<SeatId>,
     /// Number of the log entry that it is to be told next.
     pub cursor: u64,
     pub introductions: Vec<Introduction>,

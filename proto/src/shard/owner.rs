@@ -9,7 +9,7 @@ use crate::wire::native::{Fields, SeatHandle, method};
 
 /// The placement of names and match queues.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Placement {
+pub struct Placement {
     seeds: [u64; 2],
     count: u16,
 }
@@ -20,10 +20,14 @@ pub(super) const fn seats_anew(request: u16) -> bool {
 }
 
 impl Placement {
+    /// The placement over `count` shards. The seeds are the same on every shard.
+    #[must_use]
     pub const fn new(seeds: [u64; 2], count: u16) -> Self {
         Self { seeds, count }
     }
 
+    /// The shard that owns a session of this name.
+    #[must_use]
     pub fn of_name(&self, application: &str, name: &str) -> u16 {
         self.of(&[b"n", application.as_bytes(), b"\0", name.as_bytes()])
     }
@@ -36,7 +40,7 @@ impl Placement {
 
     /// The owner; `None` means any shard will do. `seated` is the seat that the source has already: whoever owns that
     /// decides about a second one.
-    pub fn owner(
+    pub(super) fn owner(
         &self,
         request: u16,
         fields: &Fields<'_>,

@@ -1,7 +1,10 @@
 //! The list of what shards count: name, help and labels of every number, in the order in which
 //! a shard publishes them. It counts nothing itself.
 
+use waypost_proto::stats::{Counter, CounterKind};
+
 use super::metrics::{CounterSpec, counter, gauge};
+use crate::packet_io::IoStats;
 
 /// Index of [`IO_COUNTERS`] in [`TABLES`].
 pub const IO_TABLE: usize = 0;
@@ -94,12 +97,45 @@ pub const IO_COUNTERS: &[CounterSpec] = &[
     ),
 ];
 
-/// What the protocol counts.
-pub const PROTOCOL_COUNTERS: &[CounterSpec] = &[
-    gauge(SESSIONS, "Sessions at present", &[]),
-    gauge("waypost_members", "Members at present", &[]),
-    dropped(&[("reason", "parse")]),
-    dropped(&[("reason", "no_route")]),
-    dropped(&[("reason", "quota")]),
-    dropped(&[("reason", "unproven_budget")]),
-];
+/// What the protocol counts: the protocol room's own list.
+pub const PROTOCOL_COUNTERS: &[CounterSpec] = &{
+    let specs = Counter::ALL;
+    let mut table = [counter("", "", &[]); Counter::ALL.len()];
+    let mut i = 0;
+    while i < specs.len() {
+        let spec = &specs[i];
+        table[i] = match spec.kind {
+            CounterKind::Total => counter(spec.metric, spec.help, spec.labels),
+            CounterKind::Gauge => gauge(spec.metric, spec.help, spec.labels),
+        };
+        i += 1;
+    }
+    table
+};
+
+/// The values of [`IO_COUNTERS`].
+#[must_use]
+pub fn io_values(stats: &IoStats) -> [u64; IO_COUNTERS.len()] {
+    [
+        stats.turns,
+        stats.enters,
+        stats.doorbells,
+        stats.datagrams_received,
+        stats.bytes_received,
+        stats.datagrams_sent,
+        stats.bytes_sent,
+        stats.gso_trains,
+        stats.gso_segments,
+        stats.gso_refused,
+        stats.gso_disabled_sockets,
+        stats.send_eagain,
+        stats.send_emsgsize_retries,
+        stats.send_errors,
+        stats.stale_sends,
+        stats.truncated_dropped,
+        stats.enobufs,
+        stats.rearms,
+        stats.receive_errors,
+        stats.cq_overflows,
+    ]
+}

@@ -21,7 +21,7 @@ use bumpalo::Bump;
 
 use crate::packet_io::{
     Doorbell, IoConfig, IoStats, Pace, PacketIo, Received, RecvBuf, SetupError, SocketId,
-    SocketTable, Trains, TurnStamp, WireAddr, kernel_corrupts_trains,
+    SocketTable, Trains, TurnStamp, Wait, WireAddr, kernel_corrupts_trains,
 };
 use recv::Receiver;
 use send::Sender;
@@ -105,7 +105,11 @@ impl Mmsg {
     }
 
     fn stage(&mut self, socket: SocketId, to: SocketAddr, at: *const u8, len: u32) {
-        self.staged.push(socket, WireAddr::from(to), at, len);
+        if self.sockets.is_live(socket) {
+            self.staged.push(socket, WireAddr::from(to), at, len);
+        } else {
+            self.stats.stale_sends += 1;
+        }
     }
 
     fn make_room(&mut self) {
@@ -145,7 +149,12 @@ impl PacketIo for Mmsg {
             self.sockets.free(id);
         }
         self.slots.give_back();
-        let wait = self.pace.next_wait(self.receiver.take_arrived());
+        let arrived = self.receiver.take_arrived();
+        let wait = match self.pace.next_wait(arrived) {
+            // Company comes without waiting for it.
+            Wait::ForMore { want, .. } if arrived >= want as usize => Wait::ForOne,
+            wait => wait,
+        };
         let timeout = if self.receiver.is_empty() {
             timeout
         } else {

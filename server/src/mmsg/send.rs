@@ -90,8 +90,8 @@ impl Sender {
             for i in at..end {
                 let index = self.order[i];
                 let train = &trains[index as usize];
+                // Only live sockets are staged for, and they close after the flush.
                 let Some(entry) = sockets.get_any_mut(id) else {
-                    stats.stale_sends += u64::from(train.segments);
                     continue;
                 };
                 stats.datagrams_sent += u64::from(train.segments);
@@ -286,5 +286,51 @@ impl Refused<'_> {
         } else {
             self.stats.send_errors += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::mmsg::Mmsg;
+    use crate::packet_io::{IoConfig, PacketIo, UdpOptions, bind_udp};
+    use crate::ring::Ring;
+
+    /// A socket that sends without checksums cannot segment (udp_send_skb in net/ipv4/udp.c).
+    fn segmentation_that_is_refused_is_switched_off(mut io: impl PacketIo) {
+        let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let socket = bind_udp(local, &UdpOptions::default()).unwrap();
+        sys::set_option(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+        let id = io.add_socket(socket).unwrap();
+        let to = UdpSocket::bind(local).unwrap();
+        to.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        for round in 1..=3 {
+            for i in 0..10u8 {
+                io.send(id, to.local_addr().unwrap(), &[i; 100]);
+            }
+            io.turn(Some(Duration::ZERO)).unwrap();
+            for i in 0..10 {
+                let mut buffer = [0; 200];
+                assert_eq!(to.recv(&mut buffer).unwrap(), 100);
+                assert_eq!(buffer[0], i);
+            }
+            let stats = io.stats();
+            assert_eq!((stats.gso_refused, stats.gso_disabled_sockets), (1, 1));
+            assert_eq!((stats.gso_trains, stats.gso_segments), (0, 0));
+            assert_eq!((stats.datagrams_sent, stats.send_errors), (round * 10, 0));
+        }
+    }
+
+    #[test]
+    fn mmsg_without_segmentation() {
+        segmentation_that_is_refused_is_switched_off(Mmsg::new(&IoConfig::default()).unwrap());
+    }
+
+    #[test]
+    fn ring_without_segmentation() {
+        segmentation_that_is_refused_is_switched_off(Ring::new(&IoConfig::default()).unwrap());
     }
 }

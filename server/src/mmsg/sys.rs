@@ -54,7 +54,7 @@ pub(crate) fn set_mtu_discovery(
     set_option(socket.as_raw_fd(), level, option, value)
 }
 
-fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+pub(super) fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: the kernel reads `len` bytes of `value`, which lives on this stack frame, during the
     // call only.

@@ -194,7 +194,11 @@ impl Ring {
 
     #[inline]
     fn stage(&mut self, socket: SocketId, to: SocketAddr, at: *const u8, len: u32) {
-        self.state.staged.push(socket, WireAddr::from(to), at, len);
+        if self.state.sockets.is_live(socket) {
+            self.state.staged.push(socket, WireAddr::from(to), at, len);
+        } else {
+            self.state.stats.stale_sends += 1;
+        }
     }
 
     /// False when the ring is broken and the datagram has to be dropped.

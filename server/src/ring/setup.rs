@@ -119,3 +119,21 @@ fn prove(queue: &mut Queue, nop: &squeue::Entry) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_forbidden_is_told_from_what_is_too_little() {
+        for errno in [libc::EPERM, libc::ENOSYS, libc::EOPNOTSUPP, libc::EINVAL] {
+            let error = refused("x", "y")(io::Error::from_raw_os_error(errno));
+            assert!(matches!(error, SetupError::Unavailable { .. }), "{error}");
+        }
+        for errno in [libc::ENOMEM, libc::EMFILE] {
+            let error = refused("x", "the remedy")(io::Error::from_raw_os_error(errno));
+            assert!(matches!(error, SetupError::Limit { .. }), "{error}");
+            assert!(error.to_string().contains("the remedy"));
+        }
+    }
+}

@@ -20,6 +20,7 @@ use crate::control::{
     signals::Request,
     thread::{Control, bind_admin},
 };
+use waypost_proto::stats::Counter;
 
 /// Notes what it was asked.
 struct PretendShards(Mutex<mpsc::Sender<String>>);
@@ -138,7 +139,7 @@ impl Door {
 
     fn hold(&self, sessions: u64) {
         let mut values = vec![0; PROTOCOL_COUNTERS.len()];
-        values[0] = sessions;
+        values[Counter::Sessions as usize] = sessions;
         self.shard.publish(PROTOCOL_TABLE, &values);
     }
 
