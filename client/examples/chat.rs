@@ -9,7 +9,9 @@ use std::io::{self, BufRead};
 use std::sync::Arc;
 use std::{env, process, thread};
 
-use waypost_client::{Error, HostConfig, JoinConfig, Link, SeatId, Session, SessionEvent, describe};
+use waypost_client::{
+    Error, HostConfig, JoinConfig, Link, SeatId, Session, SessionEvent, describe,
+};
 
 const USAGE: &str = "usage: chat host|join CODE [--server HOST:PORT] [--name NAME]";
 const APPLICATION: &str = "waypost-chat";

@@ -403,6 +403,10 @@ impl Agent {
                     });
                 }
             }
+            (None, Op::Resume { .. }) if self.recovering && error == code::KICKED => {
+                self.unseat();
+                self.tell(SessionEvent::Removed(LeaveReason::Kicked));
+            }
             (None, Op::Resume { .. }) if self.recovering => self.host_again(now),
             (None, Op::Host(_)) if self.recovering => self.lose_seat(),
             (None, Op::Keepalive) => self.schedule_keepalive(now),
@@ -454,10 +458,7 @@ impl Agent {
     }
 
     fn on_events(&mut self, now: Millis, message: &Message<'_>) {
-        // While a resumption is under way the numbers may have begun again, which its answer tells.
-        let (Some(seat), Ok(fields), false) =
-            (&mut self.seat, Fields::read(message), self.recovering)
-        else {
+        let (Some(seat), Ok(fields)) = (&mut self.seat, Fields::read(message)) else {
             self.counters.unexpected += 1;
             return;
         };
@@ -467,6 +468,19 @@ impl Agent {
             self.counters.unexpected += 1;
             return;
         };
+        let events = || {
+            message
+                .attributes()
+                .filter(|attribute| attribute.kind == attr::EVENT)
+                .filter_map(|attribute| EventHead::parse(attribute.value))
+        };
+        // The last word, whatever was under way: its number may be that of a batch that is handled already.
+        let removal = events().find(|(head, _)| head.kind == EventKind::Removed);
+        // While a resumption is under way the numbers may have begun again, which its answer tells.
+        if self.recovering && removal.is_none() {
+            self.counters.unexpected += 1;
+            return;
+        }
         if self.events.len() + EVENTS_PER_MESSAGE > EVENTS_MAX || self.out.len() >= TRANSMITS_MAX {
             self.counters.events_deferred += 1;
             return;
@@ -481,19 +495,17 @@ impl Agent {
             ttl: None,
             bytes: answer,
         });
-        let is_next = sequence == seat.last_event.wrapping_add(1);
+        let is_next = !self.recovering && sequence == seat.last_event.wrapping_add(1);
         if is_next {
             seat.last_event = sequence;
         }
         self.on_heard(now);
         if is_next {
-            let events = message
-                .attributes()
-                .filter(|attribute| attribute.kind == attr::EVENT)
-                .filter_map(|attribute| EventHead::parse(attribute.value));
-            for (head, nested) in events {
+            for (head, nested) in events() {
                 self.on_event(now, head, nested, message.transaction_id());
             }
+        } else if let Some((head, nested)) = removal {
+            self.on_event(now, head, nested, message.transaction_id());
         }
     }
 

@@ -252,26 +252,28 @@ impl Agent {
         }
     }
 
-    /// Forgets the seat. What was asked from it fails.
+    /// Forgets the seat. What was asked from it fails, but who wanted to be rid of it has that.
     pub(super) fn unseat(&mut self) {
         self.seat = None;
         self.hosted = None;
         self.recovering = false;
         self.relay_active = false;
         self.roster.clear();
-        let mut failed = Vec::new();
-        self.requests.retain(|request| {
+        for request in std::mem::take(&mut self.requests) {
             let void = native::method::is_seated(request.op.method()) || request.id.is_none();
-            if void {
-                failed.extend(request.id);
+            match request.id {
+                _ if !void => self.requests.push(request),
+                Some(request_id) if matches!(request.op, Op::Leave | Op::Close) => {
+                    self.tell(Event::Done {
+                        request: request_id,
+                    });
+                }
+                Some(request_id) => self.tell(Event::Failed {
+                    request: request_id,
+                    failure: Failure::Unseated,
+                }),
+                None => {}
             }
-            !void
-        });
-        for request in failed {
-            self.tell(Event::Failed {
-                request,
-                failure: Failure::Unseated,
-            });
         }
     }
 }
