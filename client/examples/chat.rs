@@ -24,25 +24,22 @@ struct Options {
 
 fn options() -> Option<Options> {
     let mut arguments = env::args().skip(1);
-    let code = match arguments.next()?.as_str() {
-        "host" => None,
-        "join" => Some(arguments.next()?),
-        _ => return None,
-    };
+    let mut hosts = false;
     let mut options = Options {
-        code,
+        code: None,
         server: "127.0.0.1:3478".to_owned(),
         name: format!("player {}", process::id()),
     };
     while let Some(option) = arguments.next() {
-        let value = arguments.next()?;
         match option.as_str() {
-            "--server" => options.server = value,
-            "--name" => options.name = value,
+            "host" => hosts = true,
+            "join" => options.code = Some(arguments.next()?),
+            "--server" => options.server = arguments.next()?,
+            "--name" => options.name = arguments.next()?,
             _ => return None,
         }
     }
-    Some(options)
+    (hosts != options.code.is_some()).then_some(options)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -25,25 +25,22 @@ struct Options {
 
 fn options() -> Option<Options> {
     let mut arguments = env::args().skip(1);
-    let code = match arguments.next()?.as_str() {
-        "host" => None,
-        "join" => Some(arguments.next()?),
-        _ => return None,
-    };
+    let mut hosts = false;
     let mut options = Options {
-        code,
+        code: None,
         server: "127.0.0.1:3478".to_owned(),
         seconds: 10,
     };
     while let Some(option) = arguments.next() {
-        let value = arguments.next()?;
         match option.as_str() {
-            "--server" => options.server = value,
-            "--seconds" => options.seconds = value.parse().ok()?,
+            "host" => hosts = true,
+            "join" => options.code = Some(arguments.next()?),
+            "--server" => options.server = arguments.next()?,
+            "--seconds" => options.seconds = arguments.next()?.parse().ok()?,
             _ => return None,
         }
     }
-    Some(options)
+    (hosts != options.code.is_some()).then_some(options)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -83,8 +80,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         due += period;
         thread::sleep(due.saturating_duration_since(Instant::now()));
     }
-    thread::sleep(Duration::from_millis(500));
     println!("path at the end: {:?}", link.path());
+    thread::sleep(Duration::from_millis(500));
     session.leave()?;
     let mut times = times.join().map_err(|_| "the receiving thread failed")?;
     times.sort_unstable();

@@ -1,5 +1,8 @@
 //! The library against the real server, in one process, on ports of 127.0.0.1 that the kernel chose.
 
+// What a test cannot set up fails the test.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};

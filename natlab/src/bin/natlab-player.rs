@@ -112,7 +112,7 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     let link = session.link(peer)?;
     let connect_ms = settle(&session, &link, met, options)?;
     let report = converse(&link, options)?;
-    let path = match link.path() {
+    let path = match report.path {
         Path::Direct => "direct",
         Path::Relayed => "relayed",
         Path::Punching => "punching",
@@ -190,6 +190,8 @@ struct Report {
     received: u32,
     duplicated: u32,
     corrupted: u32,
+    /// The path of the last numbered datagram.
+    path: Path,
 }
 
 fn numbered(number: u32) -> [u8; LEN] {
@@ -212,6 +214,7 @@ fn converse(link: &Link, options: &Options) -> Result<Report, Box<dyn Error>> {
         received: 0,
         duplicated: 0,
         corrupted: 0,
+        path: link.path(),
     };
     let mut seen = vec![false; options.count as usize];
     let mut buf = [0; 1500];
@@ -223,6 +226,7 @@ fn converse(link: &Link, options: &Options) -> Result<Report, Box<dyn Error>> {
         if report.sent < options.count {
             link.send(&numbered(report.sent))?;
             report.sent += 1;
+            report.path = link.path();
         } else {
             // The other may have gone already, having heard everything.
             if link.send(&[DONE]).is_err() {
