@@ -6,3 +6,4 @@ pub mod forwarder;
 pub mod generator;
 pub mod process;
 pub mod relay;
+pub mod waypost;

@@ -15,6 +15,7 @@ use waypost_benches::forwarder::Forwarder;
 use waypost_benches::generator::{Load, Outcome, Shape, run};
 use waypost_benches::process::pin_to_core;
 use waypost_benches::relay::RelayServer;
+use waypost_benches::waypost::Waypost;
 
 /// Flows of the loads that send in bursts.
 const BURST_FLOWS: usize = 8;
@@ -25,7 +26,8 @@ const UNDISTURBED: f64 = 0.05;
 /// CPU time per relayed packet.
 #[derive(Parser)]
 struct Arguments {
-    /// Servers, of: bare-uring, bare-mmsg, ring, ring+50us, ring+100us, mmsg, mmsg+50us.
+    /// Servers, of: bare-uring, bare-mmsg, ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N idle
+    /// sessions beside the flows) behind it.
     #[arg(
         long,
         value_delimiter = ',',
@@ -60,6 +62,9 @@ struct Arguments {
 }
 
 fn server(name: &str) -> io::Result<Box<dyn RelayServer>> {
+    if let Some(variant) = name.strip_prefix("waypost") {
+        return waypost(name, variant);
+    }
     let (program, arguments): (_, &[&str]) = match name {
         "bare-uring" | "bare-mmsg" => (name, &[]),
         "ring" => ("face-forwarder", &["--io", "ring"]),
@@ -70,6 +75,27 @@ fn server(name: &str) -> io::Result<Box<dyn RelayServer>> {
         _ => return Err(io::Error::other(format!("there is no server {name}"))),
     };
     Ok(Box::new(Forwarder::beside_us(name, program, arguments)?))
+}
+
+/// `waypost`, with `-mmsg`, `+50us` (the longest adaptive wait) and `@100000` (that many sessions in all) behind it.
+fn waypost(name: &str, variant: &str) -> io::Result<Box<dyn RelayServer>> {
+    let unknown = || io::Error::other(format!("there is no server {name}"));
+    let (variant, sessions) = match variant.split_once('@') {
+        Some((variant, sessions)) => (variant, sessions.parse().map_err(|_| unknown())?),
+        None => (variant, 0usize),
+    };
+    let (backend, wait) = match variant.split_once('+') {
+        Some((backend, wait)) => (backend, wait.strip_suffix("us").ok_or_else(unknown)?),
+        None => (variant, "0"),
+    };
+    let io = match backend {
+        "" => "uring",
+        "-mmsg" => "mmsg",
+        _ => return Err(unknown()),
+    };
+    let arguments = ["--io", io, "--coalesce-us", wait];
+    let server = Waypost::beside_us(name, &arguments, sessions)?;
+    Ok(Box::new(server))
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

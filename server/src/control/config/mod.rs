@@ -164,8 +164,8 @@ impl Config {
             keepalive_secs: read.number("keepalive-secs", 1..=600)?,
             seat_hold_secs: read.number("seat-hold-secs", 1..=86_400)?,
             session_lifetime_secs: read.number("session-lifetime-secs", 1..=31_536_000)?,
-            member_packets_per_sec: read.number("member-packets-per-sec", 1..=10_000_000)?,
-            member_bytes_per_sec: read.number("member-bytes-per-sec", 1..=u32::MAX)?,
+            member_packets_per_sec: read.number("member-packets-per-sec", 0..=10_000_000)?,
+            member_bytes_per_sec: read.number("member-bytes-per-sec", 0..=u32::MAX)?,
             drain_secs: read.number("drain-secs", 0..=86_400)?,
             log_format: read.choice(
                 "log-format",

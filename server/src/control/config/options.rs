@@ -196,13 +196,13 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "member-packets-per-sec",
         "N",
-        "Relayed packets per second that one member may send",
+        "Relayed packets per second that one member may send; 0 is no limit",
     )
     .preset("2000"),
     OptionSpec::new(
         "member-bytes-per-sec",
         "BYTES",
-        "Relayed bytes per second that one member may send",
+        "Relayed bytes per second that one member may send; 0 is no limit",
     )
     .preset("1048576"),
     OptionSpec::new(
