@@ -1,7 +1,7 @@
 //! What a datagram means: data of a member, an answer, an event, a check. Believes nothing that did not come from whom
 //! it could come from.
 
-use super::event::{Delivery, Event, ListedSession, Transmit};
+use super::event::{Delivery, Event, ListedSession, SessionEvent, Transmit};
 use super::failure::{Failure, Rejected};
 use super::punch::{Introduced, Punch};
 use super::request::{Op, Request};
@@ -118,7 +118,7 @@ impl Agent {
         self.heard = now;
         if self.silent {
             self.silent = false;
-            self.tell(Event::ServerBack);
+            self.tell(SessionEvent::ServerBack);
             self.tell_all_paths();
         }
     }
@@ -246,7 +246,7 @@ impl Agent {
                     && seat.mapped != Some(mapped)
                 {
                     seat.mapped = Some(mapped);
-                    self.tell(Event::AddressChanged(mapped));
+                    self.tell(SessionEvent::AddressChanged(mapped));
                 }
             }
             _ => {}
@@ -281,7 +281,7 @@ impl Agent {
             let members: Vec<SeatId> = self.roster.iter().map(|member| member.id).collect();
             self.roster.clear();
             for member in members {
-                self.tell(Event::MemberLeft(member, LeaveReason::TimedOut));
+                self.tell(SessionEvent::MemberLeft(member, LeaveReason::TimedOut));
             }
             self.session = super::SessionInfo::default();
         }
@@ -313,8 +313,10 @@ impl Agent {
                 self.seat.as_ref().map(Seat::code),
             );
             match (was, is) {
-                (Some(old), Some(new)) if old != new => self.tell(Event::CodeChanged { old, new }),
-                _ => self.tell(Event::Resumed),
+                (Some(old), Some(new)) if old != new => {
+                    self.tell(SessionEvent::CodeChanged { old, new })
+                }
+                _ => self.tell(SessionEvent::Resumed),
             }
             self.unpark(now);
         }
@@ -401,6 +403,10 @@ impl Agent {
                     });
                 }
             }
+            (None, Op::Resume { .. }) if self.recovering && error == code::KICKED => {
+                self.unseat();
+                self.tell(SessionEvent::Removed(LeaveReason::Kicked));
+            }
             (None, Op::Resume { .. }) if self.recovering => self.host_again(now),
             (None, Op::Host(_)) if self.recovering => self.lose_seat(),
             (None, Op::Keepalive) => self.schedule_keepalive(now),
@@ -448,14 +454,11 @@ impl Agent {
 
     fn lose_seat(&mut self) {
         self.unseat();
-        self.tell(Event::SeatLost);
+        self.tell(SessionEvent::SeatLost);
     }
 
     fn on_events(&mut self, now: Millis, message: &Message<'_>) {
-        // While a resumption is under way the numbers may have begun again, which its answer tells.
-        let (Some(seat), Ok(fields), false) =
-            (&mut self.seat, Fields::read(message), self.recovering)
-        else {
+        let (Some(seat), Ok(fields)) = (&mut self.seat, Fields::read(message)) else {
             self.counters.unexpected += 1;
             return;
         };
@@ -465,6 +468,19 @@ impl Agent {
             self.counters.unexpected += 1;
             return;
         };
+        let events = || {
+            message
+                .attributes()
+                .filter(|attribute| attribute.kind == attr::EVENT)
+                .filter_map(|attribute| EventHead::parse(attribute.value))
+        };
+        // The last word, whatever was under way: its number may be that of a batch that is handled already.
+        let removal = events().find(|(head, _)| head.kind == EventKind::Removed);
+        // While a resumption is under way the numbers may have begun again, which its answer tells.
+        if self.recovering && removal.is_none() {
+            self.counters.unexpected += 1;
+            return;
+        }
         if self.events.len() + EVENTS_PER_MESSAGE > EVENTS_MAX || self.out.len() >= TRANSMITS_MAX {
             self.counters.events_deferred += 1;
             return;
@@ -479,19 +495,17 @@ impl Agent {
             ttl: None,
             bytes: answer,
         });
-        let is_next = sequence == seat.last_event.wrapping_add(1);
+        let is_next = !self.recovering && sequence == seat.last_event.wrapping_add(1);
         if is_next {
             seat.last_event = sequence;
         }
         self.on_heard(now);
         if is_next {
-            let events = message
-                .attributes()
-                .filter(|attribute| attribute.kind == attr::EVENT)
-                .filter_map(|attribute| EventHead::parse(attribute.value));
-            for (head, nested) in events {
+            for (head, nested) in events() {
                 self.on_event(now, head, nested, message.transaction_id());
             }
+        } else if let Some((head, nested)) = removal {
+            self.on_event(now, head, nested, message.transaction_id());
         }
     }
 
@@ -512,32 +526,32 @@ impl Agent {
             EventKind::MemberLeft => {
                 if self.roster.remove(head.seat).is_some() {
                     let reason = reason.unwrap_or(LeaveReason::Left);
-                    self.tell(Event::MemberLeft(head.seat, reason));
+                    self.tell(SessionEvent::MemberLeft(head.seat, reason));
                 }
             }
             EventKind::HostChanged => {
                 self.session.host = Some(head.seat);
-                self.tell(Event::HostChanged(head.seat));
+                self.tell(SessionEvent::HostChanged(head.seat));
             }
             EventKind::SessionChanged => {
                 self.session.update(&fields);
-                self.tell(Event::SessionChanged);
+                self.tell(SessionEvent::SessionChanged);
             }
             EventKind::MemberChanged => {
                 if let Some(member) = self.roster.get_mut(head.seat) {
                     member.data = fields.member_data.unwrap_or_default().to_vec();
-                    self.tell(Event::MemberChanged(head.seat));
+                    self.tell(SessionEvent::MemberChanged(head.seat));
                 }
             }
             EventKind::Introduction => self.on_introduction(now, head.seat, &fields),
             EventKind::Removed => {
                 self.unseat();
-                self.tell(Event::Removed(reason.unwrap_or(LeaveReason::Closed)));
+                self.tell(SessionEvent::Removed(reason.unwrap_or(LeaveReason::Closed)));
             }
             EventKind::Formed => {
                 self.session.host = Some(head.seat);
                 self.session.flags &= !native::session_flags::FORMING;
-                self.tell(Event::Formed);
+                self.tell(SessionEvent::Formed);
             }
         }
     }
@@ -562,9 +576,9 @@ impl Agent {
         member.flags = flags;
         data.clone_into(&mut member.data);
         if let Some(previous) = self.roster.insert(member) {
-            self.tell(Event::MemberLeft(previous.id, LeaveReason::TimedOut));
+            self.tell(SessionEvent::MemberLeft(previous.id, LeaveReason::TimedOut));
         }
-        self.tell(Event::MemberJoined(id));
+        self.tell(SessionEvent::MemberJoined(id));
         self.tell_path(id);
     }
 
