@@ -22,8 +22,8 @@ pub struct Programs {
 pub struct Meeting {
     /// `direct` or `relayed`, when the conversation began.
     pub path: String,
-    /// Milliseconds from being seated, and knowing the other, to that path.
-    pub connect_ms: u64,
+    /// Milliseconds from being seated, and knowing the other, to the direct path, if there is one.
+    pub connect_ms: Option<u64>,
     /// Datagrams sent.
     pub sent: u32,
     /// Datagrams that came, each counted once.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What a player is behind.
@@ -94,6 +95,11 @@ impl std::error::Error for LabError {}
 /// # Errors
 /// The reason, as a sentence.
 pub fn can_run() -> Result<(), String> {
+    static ANSWER: OnceLock<Result<(), String>> = OnceLock::new();
+    ANSWER.get_or_init(try_out).clone()
+}
+
+fn try_out() -> Result<(), String> {
     for program in ["ip", "nft"] {
         if Command::new(program)
             .arg("-V")

@@ -42,9 +42,9 @@ fn table() -> Result<(), LabError> {
             }
             let [host, guest] = meet(&programs, (a, b), &[], &[])?;
             let slower = host.connect_ms.max(guest.connect_ms);
-            match host.path.as_str() {
-                "direct" => print!(" direct, {slower} ms |"),
-                other => print!(" {other} |"),
+            match slower {
+                Some(slower) => print!(" {}, {slower} ms |", host.path),
+                None => print!(" {} |", host.path),
             }
         }
         println!();
