@@ -14,6 +14,11 @@ use crate::wire::stun::{Integrity, Message};
 
 /// Time from the decision to introduce two members until they begin: long enough for one lost event to be repeated.
 const INTRODUCTION_LEAD_MS: u64 = 400;
+/// Requests that others hear of cost this much time each.
+const CHANGE_MS: u64 = 50;
+/// So many of them may come at once. Who makes more could fill the session's log before others have read it, which would cost
+/// them their seats.
+const CHANGES_BURST: u64 = 40;
 /// How long a removed member is told so before it is forgotten.
 const DEPARTURE_MS: u64 = 5_000;
 
@@ -82,6 +87,17 @@ impl Lobby {
         request: u16,
         fields: &Fields<'_>,
     ) -> Outcome {
+        if matches!(
+            request,
+            method::UPDATE | method::TRANSFER | method::INTRODUCE
+        ) {
+            let made_good_at = &mut self.members[member].changes_made_good_at;
+            if made_good_at.since(turn.now) > CHANGE_MS * (CHANGES_BURST - 1) {
+                turn.counters.count(Counter::RateLimited);
+                return Err(Reject(code::TOO_MANY_ATTEMPTS));
+            }
+            *made_good_at = turn.now.max(*made_good_at) + CHANGE_MS;
+        }
         let session = self.members[member].session;
         // Whoever waits for a match longest is not yet the host of those who wait with it.
         let is_host = self.members[member].handle.id.seat == self.sessions[session].host
@@ -356,11 +372,15 @@ impl Lobby {
         member.departing = true;
         member.roster = Vec::new();
         member.introductions = Vec::new();
-        member.in_flight = None;
         // The time until which it is told, kept as if it had been heard until then.
         member.last_heard = turn.now;
         self.departing.insert(member.handle, index);
-        self.send_departure(turn, index, reason);
+        if member.in_flight.is_some() {
+            member.departure = Some(reason);
+            self.set_member_timer(turn, index);
+        } else {
+            self.send_departure(turn, index, reason);
+        }
     }
 
     /// Ends a session; every member is told.

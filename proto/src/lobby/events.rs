@@ -324,15 +324,17 @@ impl Lobby {
             turn.counters.count(Counter::DropStale);
             return;
         };
-        if self.members[index].departing {
-            self.forget_departed(index);
-            return;
-        }
         let member = &mut self.members[index];
         member.in_flight = None;
         member.next_sequence += 1;
-        member.last_heard = turn.now;
-        self.pump(turn, index);
+        if let Some(reason) = member.departure.take() {
+            self.send_departure(turn, index, reason);
+        } else if member.departing {
+            self.forget_departed(index);
+        } else {
+            member.last_heard = turn.now;
+            self.pump(turn, index);
+        }
     }
 
     fn acknowledged_member(&self, message: &Message<'_>) -> Option<u32> {

@@ -251,8 +251,8 @@ impl Lobby {
         if seated.is_ok() && ticket.is_host && self.sessions[session].awaits_host {
             self.sessions[session].awaits_host = false;
             self.sessions[session].host = id.seat;
+            // Told with the welcome: whoever came does not know its token before the answer.
             self.log(session, EventKind::HostChanged, 0, id);
-            self.pump_all(turn, session);
         }
         self.answer_or_undo(turn, origin, message, session, seated, true)?;
         let member = self.sessions[session]
@@ -458,7 +458,9 @@ impl Lobby {
             last_outcome: 0,
             relay_only: false,
             departing: false,
+            departure: None,
             last_heard: turn.now,
+            changes_made_good_at: Millis(0),
             timer_at: Millis(u64::MAX),
             data: Box::default(),
             locals: Box::default(),

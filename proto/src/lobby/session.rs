@@ -7,7 +7,7 @@ use crate::addr::{Addr, ProvenAddr, SourcePrefix};
 use crate::forwarding::Route;
 use crate::time::Millis;
 use crate::wire::join_code::JoinCode;
-use crate::wire::native::{EventKind, NatMapping, SeatHandle, SeatId};
+use crate::wire::native::{EventKind, LeaveReason, NatMapping, SeatHandle, SeatId};
 
 /// A fixed-capacity store with stable indexes.
 pub(super) struct Slab<T> {
@@ -191,7 +191,11 @@ pub(super) struct Member {
     pub relay_only: bool,
     /// Removed, and waiting for the acknowledgement of that.
     pub departing: bool,
+    /// Why it was removed, until it is told: what was under way before that comes first, or the numbers would not fit.
+    pub departure: Option<LeaveReason>,
     pub last_heard: Millis,
+    /// When what it has given the others to hear is made good.
+    pub changes_made_good_at: Millis,
     pub timer_at: Millis,
     pub data: Box<[u8]>,
     pub locals: Box<[Addr]>,

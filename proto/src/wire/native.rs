@@ -544,6 +544,7 @@ impl<'a> Fields<'a> {
             stun::attr::MESSAGE_INTEGRITY
             | stun::attr::MESSAGE_INTEGRITY_SHA256
             | stun::attr::ERROR_CODE
+            | stun::attr::UNKNOWN_ATTRIBUTES
             | attr::EVENT
             | attr::LIST_ENTRY => {}
             attr::APPLICATION_ID => set(&mut self.application, text(value, APPLICATION_ID_MAX)?),
