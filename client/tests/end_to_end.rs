@@ -9,9 +9,10 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use waypost_client::{
-    Error, HostConfig, JoinConfig, LeaveReason, Link, ListFilter, Path, PathPolicy, Player, SeatId,
-    Session, SessionEvent, list,
+    Credential, Error, HostConfig, JoinConfig, LeaveReason, Link, ListFilter, Path, PathPolicy,
+    Player, SeatId, Session, SessionEvent, list,
 };
+use waypost_proto::shard::time_limited_password;
 use waypost_server::control::config::{Host, Invocation, Sources};
 use waypost_server::control::secret::Secret;
 use waypost_server::serve::Server;
@@ -490,6 +491,34 @@ fn without_the_secret_the_host_gets_a_new_code() {
     back.wait_member(Some(LONG)).unwrap();
     let (down, up) = links(&host, &back);
     exchange(&down, &up);
+}
+
+#[test]
+fn an_operators_credential_opens_a_closed_server() {
+    let options = ["--open-rendezvous", "false", "--auth-secret", "north"];
+    let server = Server::start_with(&options).unwrap();
+    let at = server.main_addr();
+    let with = |secret: &str| {
+        let username = "4102444800:ann".to_owned();
+        let password = time_limited_password(secret.as_bytes(), &username);
+        let mut config = hosting(PathPolicy::RelayOnly);
+        config.player.credential = Some(Credential { username, password });
+        config
+    };
+    assert_eq!(
+        code_of(Session::host(at, hosting(PathPolicy::RelayOnly))),
+        401
+    );
+    assert_eq!(code_of(Session::host(at, with("south"))), 401);
+    let host = Session::host(at, with("north")).unwrap();
+    host.set_locked(true).unwrap();
+    assert!(host.is_locked());
+    let player = with("north").player;
+    assert!(
+        list(at, &player, &ListFilter::default())
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[test]

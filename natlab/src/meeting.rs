@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde::Deserialize;
 
@@ -36,8 +36,9 @@ pub struct Meeting {
     pub corrupted: u32,
 }
 
-/// A process that is ended when it is dropped.
-struct Guarded(Child);
+/// A process that is ended when it is dropped. What it prints goes nowhere once nobody reads it any more, but the pipe
+/// stays open as long as the process.
+struct Guarded(Child, Option<BufReader<ChildStdout>>);
 
 impl Drop for Guarded {
     fn drop(&mut self) {
@@ -88,7 +89,7 @@ fn spawn(command: &mut Command) -> Result<Guarded, LabError> {
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()
-        .map(Guarded)
+        .map(|child| Guarded(child, None))
         .map_err(|error| LabError(format!("{command:?}: {error}")))
 }
 
@@ -99,11 +100,18 @@ fn await_line(process: &mut Guarded, begins: &str) -> Result<(), LabError> {
         .stdout
         .take()
         .ok_or_else(|| LabError("the output is taken".to_owned()))?;
-    for line in BufReader::new(output).lines() {
-        let line = line.map_err(|error| LabError(error.to_string()))?;
+    let mut reader = BufReader::new(output);
+    let mut line = String::new();
+    while reader
+        .read_line(&mut line)
+        .map_err(|error| LabError(error.to_string()))?
+        > 0
+    {
         if line.starts_with(begins) {
+            process.1 = Some(reader);
             return Ok(());
         }
+        line.clear();
     }
     Err(LabError(format!("the server ended without '{begins}'")))
 }

@@ -15,8 +15,10 @@ mod outbound;
 mod path;
 mod probe;
 mod punch;
+mod recovery;
 mod request;
 mod roster;
+mod session_events;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

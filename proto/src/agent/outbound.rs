@@ -155,10 +155,12 @@ impl Agent {
         }
     }
 
-    /// The request for a seat that waited for the probe was written without its result.
+    /// The request for a seat that waited for the probe was written without its result. One that is on its way already must
+    /// stay as it is, or its repetition would be a second request.
     fn rewrite_seat_requests(&mut self, now: Millis) {
         for at in 0..self.requests.len() {
-            if self.requests[at].op.seats() {
+            let request = &self.requests[at];
+            if request.op.seats() && request.repetition.is_unsent() {
                 self.write_request(now, at);
             }
         }

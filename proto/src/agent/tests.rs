@@ -497,6 +497,29 @@ fn the_nat_is_probed_before_or_after_seating() {
 }
 
 #[test]
+fn a_late_probe_does_not_make_a_second_request() {
+    let mut world = World::new(20);
+    let server = world.server.at;
+    let client = world.add(|config| config.probing = Probing::First(3479));
+    let now = world.millis();
+    world.clients[client]
+        .agent
+        .host(now, HostConfig::default())
+        .unwrap();
+    world.drops = Box::new(move |_, to, _| to == server.with_port(3479));
+    world.run_for(555);
+    // The nonce is there and HOST under way; its answer gets lost, and the probe's comes.
+    world.drops = Box::new(move |from, _, bytes| from == server && bytes.len() > 60);
+    world.run_for(600);
+    assert!(world.clients[client].agent.nat_mapping().is_some());
+    assert!(world.clients[client].agent.seat().is_none());
+    world.drops = Box::new(|_, _, _| false);
+    world.run_for(600);
+    assert!(world.clients[client].agent.seat().is_some());
+    assert_eq!(world.server.handled[&method::HOST], 1);
+}
+
+#[test]
 fn an_owner_that_takes_no_events_defers_them() {
     let mut world = World::new(18);
     world.session(1, |_, _| {});
