@@ -32,7 +32,9 @@ fn server_at(at: SocketAddr, secret: u8) -> Server {
     let keepalive = ["--listen", &at, "--keepalive-secs", "1"];
     let sources = Sources {
         arguments: options.iter().chain(&keepalive).map(Into::into).collect(),
-        environment: Vec::new(),
+        environment: std::env::vars_os()
+            .filter(|(name, _)| name == "WAYPOST_IO")
+            .collect(),
         host: Host::detect(|_| None),
     };
     let Ok(Invocation::Serve(config)) = sources.invocation() else {

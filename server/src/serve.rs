@@ -152,7 +152,8 @@ impl Server {
     }
 
     /// Starts a server for tests and load generators, from options as on the command line. Without others it listens
-    /// on ports of 127.0.0.1 that the kernel chose, with a secret of its own and no admin port.
+    /// on ports of 127.0.0.1 that the kernel chose, with a secret of its own and no admin port. The environment counts for
+    /// one thing, `WAYPOST_IO`, so that one test suite runs on either packet backend.
     ///
     /// # Errors
     /// As [`Server::start`], and for bad options.
@@ -172,7 +173,9 @@ impl Server {
             .chain(base[1..].chunks(2).filter(|pair| !given(pair[0])).flatten());
         let sources = Sources {
             arguments: base.chain(options).map(Into::into).collect(),
-            environment: Vec::new(),
+            environment: std::env::vars_os()
+                .filter(|(name, _)| name == "WAYPOST_IO")
+                .collect(),
             host: Host::detect(|_| None),
         };
         match sources.invocation()? {
