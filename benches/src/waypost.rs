@@ -1,6 +1,4 @@
 //! Waypost as a server to measure: sessions of two, set up by the client's own agent, with data through the relay.
-//!
-//! Some sessions may be idle: they are set up like the others, and carry nothing.
 
 use std::collections::HashMap;
 use std::io::{self, BufRead as _, BufReader};
@@ -20,6 +18,8 @@ use crate::relay::{Endpoint, Flow, RelayServer, Running};
 const AT_ONCE: usize = 256;
 /// How long one such group may take.
 const SET_UP_LIMIT: Duration = Duration::from_secs(20);
+/// Silence that ends a set-up.
+const QUIET: Duration = Duration::from_millis(300);
 
 /// How Waypost is started and filled.
 #[derive(Clone, Debug)]
@@ -27,17 +27,17 @@ pub struct Waypost {
     name: String,
     program: PathBuf,
     arguments: Vec<String>,
-    idle_sessions: usize,
+    sessions: Option<usize>,
 }
 
 impl Waypost {
-    /// The server that lies beside the running program, on one shard, with more `arguments` and `idle_sessions` more sessions
-    /// than flows.
+    /// The server that lies beside the running program, on one shard, with more `arguments`, and with `sessions` in place of as many
+    /// as the load has flows.
     ///
     /// # Errors
     ///
     /// When the running program's path is unknown.
-    pub fn beside_us(name: &str, arguments: &[&str], idle_sessions: usize) -> io::Result<Self> {
+    pub fn beside_us(name: &str, arguments: &[&str], sessions: Option<usize>) -> io::Result<Self> {
         let usual = [
             "--listen",
             "127.0.0.1:0",
@@ -66,7 +66,7 @@ impl Waypost {
                 .chain(arguments)
                 .map(|&text| text.to_owned())
                 .collect(),
-            idle_sessions,
+            sessions,
         })
     }
 
@@ -91,54 +91,64 @@ impl Waypost {
     }
 }
 
-/// The two ends of session `i`.
+/// The end of member `n`, counted over all sessions. Two members share an address, on different sockets.
 #[must_use]
-pub fn ends(i: usize) -> [Endpoint; 2] {
-    let [_, high, middle, low] = u32::try_from(i).unwrap_or(0).to_be_bytes();
-    [0, 1].map(|socket| Endpoint {
-        socket,
-        // No address twice, none that ends in 0, and none of the server's own.
-        ip: Ipv4Addr::new(127, 2 + 2 * high + socket as u8, middle, low),
-    })
+pub fn end(n: usize) -> Endpoint {
+    let first = u32::from(Ipv4Addr::new(127, 2, 0, 0));
+    Endpoint {
+        socket: n % 2,
+        ip: Ipv4Addr::from(first + u32::try_from(n / 2).unwrap_or(0)),
+    }
+}
+
+/// Sessions to be set up.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    /// Their numbers.
+    pub range: std::ops::Range<usize>,
+    /// Members of each.
+    pub members: usize,
+    /// Whether everybody is introduced to everybody.
+    pub introduce: bool,
 }
 
 /// One session being set up.
-struct Pair {
-    ends: [Endpoint; 2],
-    agents: [Agent; 2],
+struct Group {
+    first: usize,
+    agents: Vec<Agent>,
     joining: bool,
 }
 
-impl Pair {
-    fn new(i: usize, server: SocketAddr, now: Millis) -> Self {
-        let agents = [0u8, 1].map(|side| {
-            let config = Config {
-                policy: PathPolicy::RelayOnly,
-                probing: Probing::Off,
-                ..Config::new(server.into(), "bench")
-            };
-            let mut seed = [side; 32];
-            seed[..8].copy_from_slice(&(i as u64).to_be_bytes());
-            Agent::new(now, config, seed)
-        });
-        let mut pair = Self {
-            ends: ends(i),
+impl Group {
+    fn new(i: usize, sessions: &Sessions, server: SocketAddr, now: Millis) -> Self {
+        let first = i * sessions.members;
+        let mut agents: Vec<Agent> = (first..first + sessions.members)
+            .map(|n| {
+                let config = Config {
+                    policy: PathPolicy::RelayOnly,
+                    probing: Probing::Off,
+                    ..Config::new(server.into(), "bench")
+                };
+                let mut seed = [0; 32];
+                seed[..8].copy_from_slice(&(n as u64).to_be_bytes());
+                Agent::new(now, config, seed)
+            })
+            .collect();
+        let host = HostConfig {
+            introduce: sessions.introduce,
+            ..HostConfig::default()
+        };
+        agents[0]
+            .host(now, host)
+            .expect("an agent without a seat may host");
+        Self {
+            first,
             agents,
             joining: false,
-        };
-        pair.agents[0]
-            .host(
-                now,
-                HostConfig {
-                    introduce: false,
-                    ..HostConfig::default()
-                },
-            )
-            .expect("an agent without a seat may host");
-        pair
+        }
     }
 
-    /// Goes on to the next step if there is one; true when both know each other.
+    /// Goes on to the next step if there is one; true when everybody knows everybody.
     fn advance(&mut self, now: Millis) -> bool {
         for agent in &mut self.agents {
             while let Some(event) = agent.poll_event() {
@@ -152,16 +162,21 @@ impl Pair {
             && let Some(seat) = self.agents[0].seat()
         {
             let code = seat.handle.code;
-            self.agents[1]
-                .join(now, Target::Code(code), "")
-                .expect("an agent without a seat may join");
+            for guest in &mut self.agents[1..] {
+                guest
+                    .join(now, Target::Code(code), "")
+                    .expect("an agent without a seat may join");
+            }
             self.joining = true;
         }
-        self.agents.iter().all(|agent| agent.members().count() == 1)
+        let others = self.agents.len() - 1;
+        self.agents
+            .iter()
+            .all(|agent| agent.members().count() == others)
     }
 }
 
-/// Sets up the sessions `range` of two members each and returns when both members of each know each other.
+/// Sets sessions up and returns when the members of each know each other.
 ///
 /// # Errors
 ///
@@ -169,42 +184,45 @@ impl Pair {
 pub fn set_up_sessions(
     clients: &mut Clients,
     server: SocketAddrV4,
-    range: std::ops::Range<usize>,
+    sessions: &Sessions,
 ) -> io::Result<()> {
     let begin = Instant::now();
     let millis = || Millis(u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX));
-    let all: Vec<usize> = range.collect();
-    for group in all.chunks(AT_ONCE) {
+    let all: Vec<usize> = sessions.range.clone().collect();
+    for numbers in all.chunks(AT_ONCE) {
         let started = Instant::now();
-        let mut pairs: Vec<Pair> = group
+        let mut groups: Vec<Group> = numbers
             .iter()
-            .map(|&i| Pair::new(i, server.into(), millis()))
+            .map(|&i| Group::new(i, sessions, server.into(), millis()))
             .collect();
-        let index: HashMap<(usize, Ipv4Addr), (usize, usize)> = pairs
+        let index: HashMap<(usize, Ipv4Addr), (usize, usize)> = groups
             .iter()
             .enumerate()
-            .flat_map(|(p, pair)| {
-                (0..2).map(move |side| ((pair.ends[side].socket, pair.ends[side].ip), (p, side)))
+            .flat_map(|(g, group)| {
+                (0..sessions.members).map(move |m| {
+                    let end = end(group.first + m);
+                    ((end.socket, end.ip), (g, m))
+                })
             })
             .collect();
-        let mut missing = pairs.len();
+        let mut missing = groups.len();
         while missing > 0 {
             if started.elapsed() > SET_UP_LIMIT {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             let now = millis();
             clients.receive(|arrived| {
-                if let Some(&(p, side)) = index.get(&(arrived.at.socket, arrived.at.ip)) {
-                    pairs[p].agents[side].handle_datagram(now, arrived.from.into(), arrived.bytes);
+                if let Some(&(g, m)) = index.get(&(arrived.at.socket, arrived.at.ip)) {
+                    groups[g].agents[m].handle_datagram(now, arrived.from.into(), arrived.bytes);
                 }
             });
             missing = 0;
-            for pair in &mut pairs {
-                missing += usize::from(!pair.advance(now));
-                for (agent, end) in pair.agents.iter_mut().zip(pair.ends) {
+            for group in &mut groups {
+                missing += usize::from(!group.advance(now));
+                for (m, agent) in group.agents.iter_mut().enumerate() {
                     agent.handle_timeout(now);
                     while let Some(transmit) = agent.poll_transmit() {
-                        clients.stage(end, server, |out| {
+                        clients.stage(end(group.first + m), server, |out| {
                             out[..transmit.bytes.len()].copy_from_slice(&transmit.bytes);
                             transmit.bytes.len()
                         });
@@ -214,12 +232,17 @@ pub fn set_up_sessions(
             clients.flush();
         }
     }
-    // Repetitions that crossed the last acknowledgements are read before anything is measured.
-    let quiet = Instant::now() + Duration::from_millis(300);
-    while Instant::now() < quiet {
-        clients.receive(|_| ());
-    }
     Ok(())
+}
+
+/// Reads what still comes until nothing has come for a while, so that it is not taken for something else.
+pub fn wait_for_quiet(clients: &mut Clients) {
+    let mut quiet = Instant::now() + QUIET;
+    while Instant::now() < quiet {
+        if clients.receive(|_| ()) > 0 {
+            quiet = Instant::now() + QUIET;
+        }
+    }
 }
 
 impl RelayServer for Waypost {
@@ -234,13 +257,20 @@ impl RelayServer for Waypost {
         flows: usize,
         payload_bytes: usize,
     ) -> io::Result<Running> {
+        let flows = self.sessions.unwrap_or(flows);
         let (process, server) = self.spawn(core)?;
         let SocketAddr::V4(to) = server else {
             return Err(io::Error::other("the server does not listen on IPv4"));
         };
-        set_up_sessions(clients, to, 0..flows + self.idle_sessions)?;
+        let sessions = Sessions {
+            range: 0..flows,
+            members: 2,
+            introduce: false,
+        };
+        set_up_sessions(clients, to, &sessions)?;
+        wait_for_quiet(clients);
         let flow = |i| {
-            let [from, arrives_at] = ends(i);
+            let [from, arrives_at] = [end(2 * i), end(2 * i + 1)];
             let header =
                 |seat| channel_data::header(ChannelNumber::of_seat(seat), payload_bytes).to_vec();
             Flow {

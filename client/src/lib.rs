@@ -1,1 +1,46 @@
-//! Placeholder of the room; see the crate description.
+//! Two game players meet, connect directly if their networks allow it, and are relayed if not. Blocking, in the manner of
+//! [`std::net`].
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use waypost_client::{HostConfig, JoinConfig, Session};
+//!
+//! // One player:
+//! let host = Session::host("203.0.113.5:3478", HostConfig::new("my-game"))?;
+//! println!("tell your friend: {}", host.code()?);
+//!
+//! // The other:
+//! let guest = Session::join("203.0.113.5:3478", "BAD-KIF-ROM", JoinConfig::new("my-game"))?;
+//! let link = guest.link(guest.wait_member(None)?)?;
+//! link.send(b"hello")?;
+//! let mut buf = [0; 1500];
+//! let len = link.recv(&mut buf)?;
+//! # Ok(()) }
+//! ```
+//!
+//! A [`Session`] is a seat in a session; one thread of its own keeps it alive. A [`Link`] carries datagrams to and from one
+//! other member: unreliable and unordered like UDP, through the relay at first and directly once that is proven,
+//! without a datagram lost or doubled by the change. Nothing is encrypted: what needs secrecy must bring its own.
+//!
+//! Whoever wants to own socket and loop uses [`waypost_proto::agent`], which this library only drives.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod driver;
+mod error;
+mod link;
+mod list;
+mod session;
+
+pub use config::{HostConfig, JoinConfig, Player};
+pub use error::Error;
+pub use link::Link;
+pub use list::list;
+pub use session::{Member, Session};
+pub use waypost_proto::agent::{
+    Credential, Failure, ListFilter, ListedSession, Path, PathPolicy, Probing, Rejected,
+    SessionEvent, describe,
+};
+pub use waypost_proto::wire::join_code::JoinCode;
+pub use waypost_proto::wire::native::{LeaveReason, NatMapping, SeatId};

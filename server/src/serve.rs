@@ -4,6 +4,7 @@
 mod listeners;
 mod rendezvous;
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -151,7 +152,8 @@ impl Server {
     }
 
     /// Starts a server for tests and load generators, from options as on the command line. Without others it listens
-    /// on ports of 127.0.0.1 that the kernel chose, with a secret of its own and no admin port.
+    /// on ports of 127.0.0.1 that the kernel chose, with a secret of its own and no admin port. The environment counts for
+    /// one thing, `WAYPOST_IO`, so that one test suite runs on either packet backend.
     ///
     /// # Errors
     /// As [`Server::start`], and for bad options.
@@ -171,7 +173,9 @@ impl Server {
             .chain(base[1..].chunks(2).filter(|pair| !given(pair[0])).flatten());
         let sources = Sources {
             arguments: base.chain(options).map(Into::into).collect(),
-            environment: Vec::new(),
+            environment: std::env::vars_os()
+                .filter(|(name, _)| name == "WAYPOST_IO")
+                .collect(),
             host: Host::detect(|_| None),
         };
         match sources.invocation()? {
@@ -456,10 +460,7 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
     if let Some(address) = admin.as_ref().and_then(|admin| admin.local_addr().ok()) {
         lines.push(format!("admin {address}"));
     }
-    for line in &lines {
-        println!("listening {line}");
-    }
-    print_what_to_try(server.main_addr());
+    announce(&lines, server.main_addr());
     let control = Control {
         config,
         sources,
@@ -481,8 +482,9 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
     }
 }
 
-/// Two lines for somebody who has just started their first server.
-fn print_what_to_try(address: SocketAddr) {
+/// Says where the server listens, and two lines for somebody who has just started their first one. Whether anybody reads
+/// it is no reason to stop.
+fn announce(lines: &[String], address: SocketAddr) {
     let mut target = address;
     if target.ip().is_unspecified() {
         target.set_ip(match target {
@@ -490,8 +492,17 @@ fn print_what_to_try(address: SocketAddr) {
             SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
         });
     }
-    println!("try: cargo run --release -p waypost-client --example chat -- --server {target} host");
-    println!("try: cargo run --release -p waypost-loadgen -- --target {target}");
+    let listening: String = lines
+        .iter()
+        .map(|line| format!("listening {line}\n"))
+        .collect();
+    let text = format!(
+        "{listening}try: cargo run --release -p waypost-client --example chat -- host --server {target}\n\
+         try: cargo run --release -p waypost-loadgen -- --target {target}\n"
+    );
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
 }
 
 /// The receiving end of the shards' answers.

@@ -26,8 +26,8 @@ const UNDISTURBED: f64 = 0.05;
 /// CPU time per relayed packet.
 #[derive(Parser)]
 struct Arguments {
-    /// Servers, of: bare-uring, bare-mmsg, ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N idle
-    /// sessions beside the flows) behind it.
+    /// Servers, of: bare-uring, bare-mmsg, ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N sessions,
+    /// whatever --flows says) behind it.
     #[arg(
         long,
         value_delimiter = ',',
@@ -77,12 +77,12 @@ fn server(name: &str) -> io::Result<Box<dyn RelayServer>> {
     Ok(Box::new(Forwarder::beside_us(name, program, arguments)?))
 }
 
-/// `waypost`, with `-mmsg`, `+50us` (the longest adaptive wait) and `@100000` (that many sessions in all) behind it.
+/// `waypost`, with `-mmsg`, `+50us` (the longest adaptive wait) and `@100000` (that many sessions, whatever --flows says) behind it.
 fn waypost(name: &str, variant: &str) -> io::Result<Box<dyn RelayServer>> {
     let unknown = || io::Error::other(format!("there is no server {name}"));
     let (variant, sessions) = match variant.split_once('@') {
-        Some((variant, sessions)) => (variant, sessions.parse().map_err(|_| unknown())?),
-        None => (variant, 0usize),
+        Some((variant, sessions)) => (variant, Some(sessions.parse().map_err(|_| unknown())?)),
+        None => (variant, None),
     };
     let (backend, wait) = match variant.split_once('+') {
         Some((backend, wait)) => (backend, wait.strip_suffix("us").ok_or_else(unknown)?),

@@ -58,6 +58,19 @@ pub enum Event {
         /// Where the next page begins, if there is one.
         next: Option<[u8; 8]>,
     },
+    /// Something happened in or to the session.
+    Session(SessionEvent),
+}
+
+impl From<SessionEvent> for Event {
+    fn from(event: SessionEvent) -> Self {
+        Self::Session(event)
+    }
+}
+
+/// Something that happened in or to the session of the seat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SessionEvent {
     /// Somebody is in the session.
     MemberJoined(SeatId),
     /// Somebody is not any more.

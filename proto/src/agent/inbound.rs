@@ -1,22 +1,17 @@
-//! What a datagram means: data of a member, an answer, an event, a check. Believes nothing that did not come from whom
+//! What a datagram means: data of a member, an answer, a check. Believes nothing that did not come from whom
 //! it could come from.
 
-use super::event::{Delivery, Event, ListedSession, Transmit};
+use super::event::{Delivery, Event, ListedSession, SessionEvent};
 use super::failure::{Failure, Rejected};
-use super::punch::{Introduced, Punch};
 use super::request::{Op, Request};
-use super::roster::{Member, Seat};
+use super::roster::Seat;
 use super::transaction::Repetition;
-use super::{Agent, EVENTS_MAX, EVENTS_PER_MESSAGE, NONCE_MAX, Probing, TRANSMITS_MAX};
+use super::{Agent, NONCE_MAX, Probing, TRANSMITS_MAX};
 use crate::addr::Addr;
 use crate::time::Millis;
 use crate::wire::channel_data;
-use crate::wire::native::{
-    self, EventHead, EventKind, Fields, LeaveReason, SeatId, attr, code, member_flags,
-};
-use crate::wire::stun::{
-    self, Attributes, Class, Integrity, Message, MessageWriter, TransactionId,
-};
+use crate::wire::native::{self, Fields, LeaveReason, SeatId, attr, code, member_flags};
+use crate::wire::stun::{self, Attributes, Class, Integrity, Message, TransactionId};
 use crate::wire::{self, Kind};
 use rand::RngExt;
 
@@ -24,8 +19,6 @@ use rand::RngExt;
 const RENEWALS_MAX: u8 = 8;
 /// Between two tries to get the seat back from a server that is full, milliseconds.
 const RECOVERY_PAUSE_MS: u64 = 4_000;
-/// How long a member known from before a resumption may take to resume as well, if the server does not say. Seconds.
-const CONFIRMATION_SECS: u32 = 60;
 
 impl Agent {
     /// Takes a datagram that came from `from`. Data for the owner stay where they are in `bytes`.
@@ -114,11 +107,11 @@ impl Agent {
         }
     }
 
-    fn on_heard(&mut self, now: Millis) {
+    pub(super) fn on_heard(&mut self, now: Millis) {
         self.heard = now;
         if self.silent {
             self.silent = false;
-            self.tell(Event::ServerBack);
+            self.tell(SessionEvent::ServerBack);
             self.tell_all_paths();
         }
     }
@@ -246,7 +239,7 @@ impl Agent {
                     && seat.mapped != Some(mapped)
                 {
                     seat.mapped = Some(mapped);
-                    self.tell(Event::AddressChanged(mapped));
+                    self.tell(SessionEvent::AddressChanged(mapped));
                 }
             }
             _ => {}
@@ -281,7 +274,7 @@ impl Agent {
             let members: Vec<SeatId> = self.roster.iter().map(|member| member.id).collect();
             self.roster.clear();
             for member in members {
-                self.tell(Event::MemberLeft(member, LeaveReason::TimedOut));
+                self.tell(SessionEvent::MemberLeft(member, LeaveReason::TimedOut));
             }
             self.session = super::SessionInfo::default();
         }
@@ -313,8 +306,10 @@ impl Agent {
                 self.seat.as_ref().map(Seat::code),
             );
             match (was, is) {
-                (Some(old), Some(new)) if old != new => self.tell(Event::CodeChanged { old, new }),
-                _ => self.tell(Event::Resumed),
+                (Some(old), Some(new)) if old != new => {
+                    self.tell(SessionEvent::CodeChanged { old, new })
+                }
+                _ => self.tell(SessionEvent::Resumed),
             }
             self.unpark(now);
         }
@@ -328,31 +323,6 @@ impl Agent {
             self.begin_probe(now, port);
             self.handle_timeout(now);
         }
-    }
-
-    /// After a resumption the server names the members again, as they resume too. Until it has had time to, those known from
-    /// before stay, and with them their direct paths.
-    fn keep_members_for_now(&mut self, now: Millis) {
-        let hold_secs = self.seat.as_ref().map_or(0, |seat| seat.hold_secs);
-        let secs = if hold_secs == 0 {
-            CONFIRMATION_SECS
-        } else {
-            hold_secs
-        };
-        for member in self.roster.iter_mut() {
-            member.unconfirmed_until = Some(now.plus_secs(secs));
-        }
-    }
-
-    /// Sends again, from the new seat, what waited for it.
-    fn unpark(&mut self, now: Millis) {
-        for at in 0..self.requests.len() {
-            if self.requests[at].parked {
-                self.requests[at].parked = false;
-                self.write_request(now, at);
-            }
-        }
-        self.send_requests(now);
     }
 
     fn on_error(&mut self, now: Millis, at: usize, error: u16, nonce: Option<&[u8]>) {
@@ -401,206 +371,15 @@ impl Agent {
                     });
                 }
             }
+            (None, Op::Resume { .. }) if self.recovering && error == code::KICKED => {
+                self.unseat();
+                self.tell(SessionEvent::Removed(LeaveReason::Kicked));
+            }
             (None, Op::Resume { .. }) if self.recovering => self.host_again(now),
             (None, Op::Host(_)) if self.recovering => self.lose_seat(),
             (None, Op::Keepalive) => self.schedule_keepalive(now),
             (None, _) => {}
         }
-    }
-
-    /// The server does not know the seat any more: come back to it by its ticket.
-    fn recover(&mut self, now: Millis) {
-        for request in &mut self.requests {
-            request.parked |= native::method::is_seated(request.op.method());
-        }
-        // Its own doing, and moot until the seat is back.
-        self.requests
-            .retain(|request| request.id.is_some() || !matches!(request.op, Op::Keepalive));
-        if self.recovering {
-            return;
-        }
-        self.recovering = true;
-        let is_host = self.is_host();
-        let ticket = self
-            .seat
-            .as_ref()
-            .map(|seat| seat.ticket.clone())
-            .unwrap_or_default();
-        if ticket.is_empty() {
-            self.host_again(now);
-            return;
-        }
-        let op = Op::Resume {
-            ticket,
-            name: self.session.name.clone().filter(|_| is_host),
-            metadata: is_host.then(|| self.session.metadata.clone()),
-        };
-        self.begin(now, None, op);
-    }
-
-    /// The ticket is void. A host can make its session again; the others can only be told.
-    fn host_again(&mut self, now: Millis) {
-        match self.hosted.clone() {
-            Some(hosted) if self.is_host() => self.begin(now, None, Op::Host(hosted)),
-            _ => self.lose_seat(),
-        }
-    }
-
-    fn lose_seat(&mut self) {
-        self.unseat();
-        self.tell(Event::SeatLost);
-    }
-
-    fn on_events(&mut self, now: Millis, message: &Message<'_>) {
-        // While a resumption is under way the numbers may have begun again, which its answer tells.
-        let (Some(seat), Ok(fields), false) =
-            (&mut self.seat, Fields::read(message), self.recovering)
-        else {
-            self.counters.unexpected += 1;
-            return;
-        };
-        let genuine = fields.handle == Some(seat.handle)
-            && message.verify_integrity(Integrity::Sha256Truncated, &seat.token);
-        let (true, Some(sequence)) = (genuine, fields.event_sequence) else {
-            self.counters.unexpected += 1;
-            return;
-        };
-        if self.events.len() + EVENTS_PER_MESSAGE > EVENTS_MAX || self.out.len() >= TRANSMITS_MAX {
-            self.counters.events_deferred += 1;
-            return;
-        }
-        let mut answer = Vec::with_capacity(52);
-        MessageWriter::answer(&mut answer, message, Class::Success)
-            .attribute(attr::SEAT_HANDLE, &seat.handle.to_bytes())
-            .integrity(Integrity::Sha256Truncated, &seat.token)
-            .finish();
-        self.out.push_back(Transmit {
-            to: self.config.server,
-            ttl: None,
-            bytes: answer,
-        });
-        let is_next = sequence == seat.last_event.wrapping_add(1);
-        if is_next {
-            seat.last_event = sequence;
-        }
-        self.on_heard(now);
-        if is_next {
-            let events = message
-                .attributes()
-                .filter(|attribute| attribute.kind == attr::EVENT)
-                .filter_map(|attribute| EventHead::parse(attribute.value));
-            for (head, nested) in events {
-                self.on_event(now, head, nested, message.transaction_id());
-            }
-        }
-    }
-
-    fn on_event(
-        &mut self,
-        now: Millis,
-        head: EventHead,
-        nested: Attributes<'_>,
-        id: TransactionId,
-    ) {
-        let Ok(fields) = Fields::read_list(nested, id) else {
-            self.counters.malformed += 1;
-            return;
-        };
-        let reason = LeaveReason::from_byte(head.reason);
-        match head.kind {
-            EventKind::MemberJoined => self.on_member_joined(head.seat, &fields),
-            EventKind::MemberLeft => {
-                if self.roster.remove(head.seat).is_some() {
-                    let reason = reason.unwrap_or(LeaveReason::Left);
-                    self.tell(Event::MemberLeft(head.seat, reason));
-                }
-            }
-            EventKind::HostChanged => {
-                self.session.host = Some(head.seat);
-                self.tell(Event::HostChanged(head.seat));
-            }
-            EventKind::SessionChanged => {
-                self.session.update(&fields);
-                self.tell(Event::SessionChanged);
-            }
-            EventKind::MemberChanged => {
-                if let Some(member) = self.roster.get_mut(head.seat) {
-                    member.data = fields.member_data.unwrap_or_default().to_vec();
-                    self.tell(Event::MemberChanged(head.seat));
-                }
-            }
-            EventKind::Introduction => self.on_introduction(now, head.seat, &fields),
-            EventKind::Removed => {
-                self.unseat();
-                self.tell(Event::Removed(reason.unwrap_or(LeaveReason::Closed)));
-            }
-            EventKind::Formed => {
-                self.session.host = Some(head.seat);
-                self.session.flags &= !native::session_flags::FORMING;
-                self.tell(Event::Formed);
-            }
-        }
-    }
-
-    fn on_member_joined(&mut self, id: SeatId, fields: &Fields<'_>) {
-        // After being removed in the same batch, nothing of it is of interest.
-        if self.seat.as_ref().is_none_or(|seat| seat.handle.id == id) {
-            return;
-        }
-        let flags = fields.member_flags.unwrap_or(0);
-        let data = fields.member_data.unwrap_or_default();
-        if flags & member_flags::HOST != 0 {
-            self.session.host = Some(id);
-        }
-        if let Some(member) = self.roster.get_mut(id) {
-            member.flags = flags;
-            data.clone_into(&mut member.data);
-            member.unconfirmed_until = None;
-            return;
-        }
-        let mut member = Member::new(id);
-        member.flags = flags;
-        data.clone_into(&mut member.data);
-        if let Some(previous) = self.roster.insert(member) {
-            self.tell(Event::MemberLeft(previous.id, LeaveReason::TimedOut));
-        }
-        self.tell(Event::MemberJoined(id));
-        self.tell_path(id);
-    }
-
-    fn on_introduction(&mut self, now: Millis, id: SeatId, fields: &Fields<'_>) {
-        let claimed: Vec<Addr> = fields
-            .locals
-            .iter()
-            .chain(&fields.predicted)
-            .copied()
-            .flatten()
-            .collect();
-        let (Some(key), true) = (
-            fields.check_key,
-            fields.mapped.is_some() && self.config.policy.allows_direct(),
-        ) else {
-            return;
-        };
-        let start_in_ms = fields
-            .start_time_ms
-            .map_or(0, |start| self.clock.millis_until(now, start));
-        let introduced = Introduced {
-            observed: fields.mapped,
-            claimed,
-            key,
-            start_in_ms,
-        };
-        let server = self.config.server;
-        let Some(member) = self.roster.get_mut(id) else {
-            self.counters.unexpected += 1;
-            return;
-        };
-        let previous = member.punch.take().map(|punch| *punch);
-        let punch = Punch::new(now, &introduced, server, previous, &mut self.rng);
-        member.punch = Some(Box::new(punch));
-        self.tell_path(id);
-        self.handle_timeout(now);
     }
 }
 

@@ -15,8 +15,10 @@ mod outbound;
 mod path;
 mod probe;
 mod punch;
+mod recovery;
 mod request;
 mod roster;
+mod session_events;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -28,7 +30,7 @@ use std::collections::VecDeque;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-pub use event::{Counters, Delivery, Event, ListedSession, RequestId, Transmit};
+pub use event::{Counters, Delivery, Event, ListedSession, RequestId, SessionEvent, Transmit};
 pub use failure::{Failure, NoPath, Refused, Rejected, describe};
 pub use path::{Path, PathPolicy};
 pub use punch::{BUDGET_PER_CANDIDATE, CANDIDATES_MAX};
@@ -287,7 +289,7 @@ impl Agent {
     }
 
     /// Waits for others who want a session of `players` with the same key of 1 to 64 bytes. The seat comes at once, the
-    /// others with [`Event::Formed`].
+    /// others with [`SessionEvent::Formed`].
     ///
     /// # Errors
     /// As [`Agent::host`].
@@ -580,9 +582,9 @@ impl Agent {
     }
 
     /// Tells the owner, as long as it listens.
-    fn tell(&mut self, event: Event) {
+    fn tell(&mut self, event: impl Into<Event>) {
         if self.events.len() < EVENTS_MAX {
-            self.events.push_back(event);
+            self.events.push_back(event.into());
         }
     }
 
@@ -594,7 +596,7 @@ impl Agent {
             let path = policy.choose(member.direct_state(), silent);
             if path != member.told {
                 member.told = path;
-                self.tell(Event::PathChanged(id, path));
+                self.tell(SessionEvent::PathChanged(id, path));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What becomes due with time: repetitions, keepalives, probes, checks. Never reads a datagram.
 
-use super::event::{Event, Transmit};
+use super::event::{Event, SessionEvent, Transmit};
 use super::failure::Failure;
 use super::punch::Outcome;
 use super::request::{Introduce, Op};
@@ -146,7 +146,7 @@ impl Agent {
         self.probe = None;
         if let Some(mapping) = mapping {
             self.mapping = Some(mapping);
-            self.tell(Event::NatMapped(mapping));
+            self.tell(SessionEvent::NatMapped(mapping));
             if self.seat.is_some() && !self.recovering && self.config.policy.allows_direct() {
                 self.keepalive(now);
             } else {
@@ -155,10 +155,12 @@ impl Agent {
         }
     }
 
-    /// The request for a seat that waited for the probe was written without its result.
+    /// The request for a seat that waited for the probe was written without its result. One that is on its way already must
+    /// stay as it is, or its repetition would be a second request.
     fn rewrite_seat_requests(&mut self, now: Millis) {
         for at in 0..self.requests.len() {
-            if self.requests[at].op.seats() {
+            let request = &self.requests[at];
+            if request.op.seats() && request.repetition.is_unsent() {
                 self.write_request(now, at);
             }
         }
@@ -187,7 +189,7 @@ impl Agent {
             && now.since(self.heard.max(since)) >= SILENCE_MS
         {
             self.silent = true;
-            self.tell(Event::ServerSilent);
+            self.tell(SessionEvent::ServerSilent);
             self.tell_all_paths();
         }
     }
@@ -214,7 +216,7 @@ impl Agent {
         }
         for id in gone {
             self.roster.remove(id);
-            self.tell(Event::MemberLeft(id, LeaveReason::TimedOut));
+            self.tell(SessionEvent::MemberLeft(id, LeaveReason::TimedOut));
         }
         for (id, outcome) in ended {
             self.tell_path(id);
@@ -252,26 +254,28 @@ impl Agent {
         }
     }
 
-    /// Forgets the seat. What was asked from it fails.
+    /// Forgets the seat. What was asked from it fails, but who wanted to be rid of it has that.
     pub(super) fn unseat(&mut self) {
         self.seat = None;
         self.hosted = None;
         self.recovering = false;
         self.relay_active = false;
         self.roster.clear();
-        let mut failed = Vec::new();
-        self.requests.retain(|request| {
+        for request in std::mem::take(&mut self.requests) {
             let void = native::method::is_seated(request.op.method()) || request.id.is_none();
-            if void {
-                failed.extend(request.id);
+            match request.id {
+                _ if !void => self.requests.push(request),
+                Some(request_id) if matches!(request.op, Op::Leave | Op::Close) => {
+                    self.tell(Event::Done {
+                        request: request_id,
+                    });
+                }
+                Some(request_id) => self.tell(Event::Failed {
+                    request: request_id,
+                    failure: Failure::Unseated,
+                }),
+                None => {}
             }
-            !void
-        });
-        for request in failed {
-            self.tell(Event::Failed {
-                request,
-                failure: Failure::Unseated,
-            });
         }
     }
 }

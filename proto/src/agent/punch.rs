@@ -80,7 +80,8 @@ struct Candidate {
     sent_at: [Millis; OUTSTANDING],
     last_check: Millis,
     next: Option<Millis>,
-    needs_openers: bool,
+    /// Openers sent; those that need none count as sent.
+    openers: usize,
     /// A check from there passed integrity, so data from there are the peer's.
     heard: bool,
     /// A check to there was answered.
@@ -103,7 +104,7 @@ impl Candidate {
             sent_at: [Millis(0); OUTSTANDING],
             last_check: Millis(0),
             next: None,
-            needs_openers: false,
+            openers: OPENER_TTLS.len(),
             heard: false,
             proven: false,
             unanswered: 0,
@@ -205,7 +206,7 @@ impl Punch {
                 continue;
             }
             let mut candidate = Candidate::new(addr, now, rng);
-            candidate.needs_openers = true;
+            candidate.openers = 0;
             candidate.next = Some(now);
             punch.candidates.push(candidate);
         }
@@ -230,7 +231,7 @@ impl Punch {
                     candidate.heard = old.heard || old.proven;
                     if in_use {
                         candidate.proven = true;
-                        candidate.needs_openers = false;
+                        candidate.openers = OPENER_TTLS.len();
                         candidate.next = None;
                         candidate.data_out = old.data_out;
                         self.chosen = Some(at);
@@ -346,14 +347,14 @@ impl Punch {
         candidate.unanswered = 0;
         candidate.last_in = now;
         candidate.next = None;
-        candidate.needs_openers = false;
+        candidate.openers = OPENER_TTLS.len();
         if self.chosen.is_none() {
             self.chosen = Some(at);
             // What the peer was not heard from is not needed any more. What it was heard from, it may have chosen.
             for other in &mut self.candidates {
                 if !other.heard || other.proven {
                     other.next = None;
-                    other.needs_openers = false;
+                    other.openers = OPENER_TTLS.len();
                 }
             }
         }
@@ -389,22 +390,22 @@ impl Punch {
             if candidate.next.is_none_or(|next| next > now) {
                 continue;
             }
-            if candidate.needs_openers {
-                candidate.needs_openers = false;
-                for ttl in OPENER_TTLS {
-                    if candidate.may_spend() {
-                        candidate.spend();
-                        out.push_back(Transmit {
-                            to: candidate.addr,
-                            ttl: Some(ttl),
-                            bytes: vec![OPENER],
-                        });
-                    }
+            while let Some(ttl) = OPENER_TTLS.get(candidate.openers)
+                && candidate.next.is_some_and(|next| next <= now)
+            {
+                if candidate.may_spend() {
+                    candidate.spend();
+                    out.push_back(Transmit {
+                        to: candidate.addr,
+                        ttl: Some(*ttl),
+                        bytes: vec![OPENER],
+                    });
                 }
-                candidate.next = Some(self.start.max(now));
-                if self.start > now {
-                    continue;
-                }
+                candidate.openers += 1;
+                candidate.next = Some(opener_at(self.began, self.start, candidate.openers));
+            }
+            if candidate.next.is_none_or(|next| next > now) {
+                continue;
             }
             if candidate.proven {
                 // It has failed since: look whether it has come back.
@@ -456,6 +457,21 @@ impl Punch {
         out.push_back(candidate.check(now, &self.key, own));
         Outcome::Nothing
     }
+}
+
+/// When the opener of this number is due, or after the last the first check. The first one goes at once and dies behind the
+/// nearest NAT. Those that come farther might come to the peer's, and a NAT that remembers strangers would spoil the
+/// peer's port if the peer had not opened it; so they wait until the peer, too, must have heard of the introduction.
+fn opener_at(began: Millis, start: Millis, number: usize) -> Millis {
+    let wait = start.since(began);
+    let twelfths = match number {
+        0 => 0,
+        1 => 8,
+        2 => 9,
+        3 => 10,
+        _ => 12,
+    };
+    began + wait * twelfths / 12
 }
 
 /// Whether a player can have this address: unicast, of the server's family, not the server itself, and on this host's
@@ -590,5 +606,43 @@ mod tests {
             assert_eq!(punch.on_answer(Millis(40), from, &message), ok);
             assert_eq!(punch.state() == DirectState::Proven, ok);
         }
+    }
+
+    #[test]
+    fn far_openers_wait_for_the_peer_and_checks_for_the_start() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let own = SeatHandle {
+            code: JoinCode::from_bits(1).unwrap(),
+            id: SeatId {
+                seat: 0,
+                generation: 1,
+            },
+        };
+        let introduced = Introduced {
+            observed: Some(addr("203.0.113.1:5000")),
+            key: [7; 16],
+            start_in_ms: 400,
+            ..Introduced::default()
+        };
+        let server = addr("198.51.100.1:3478");
+        let mut punch = Punch::new(Millis(0), &introduced, server, None, &mut rng);
+        let mut sent = Vec::new();
+        while sent.len() < 6 {
+            let now = punch.next_timeout().unwrap();
+            let mut out = VecDeque::new();
+            punch.handle_timeout(now, own, 64, &mut out);
+            sent.extend(out.into_iter().map(|transmit| (now.0, transmit.ttl)));
+        }
+        assert_eq!(
+            sent,
+            [
+                (0, Some(2)),
+                (266, Some(3)),
+                (300, Some(4)),
+                (333, Some(5)),
+                (400, None),
+                (450, None)
+            ]
+        );
     }
 }

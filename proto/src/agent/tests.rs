@@ -14,8 +14,18 @@ fn seeds() -> impl Iterator<Item = u64> {
     1..=20
 }
 
-fn has(world: &World, client: usize, wanted: impl Fn(&Event) -> bool) -> bool {
-    world.clients[client].events.iter().any(wanted)
+fn has(world: &World, client: usize, wanted: impl Fn(&SessionEvent) -> bool) -> bool {
+    world.clients[client]
+        .events
+        .iter()
+        .any(|event| matches!(event, Event::Session(event) if wanted(event)))
+}
+
+fn failed(world: &World, client: usize, wanted: Failure) -> bool {
+    world.clients[client]
+        .events
+        .iter()
+        .any(|event| matches!(event, Event::Failed { failure, .. } if *failure == wanted))
 }
 
 #[test]
@@ -55,7 +65,7 @@ fn everything_survives_loss_doubling_and_reordering() {
             let joined = world.clients[n]
                 .events
                 .iter()
-                .filter(|event| matches!(event, Event::MemberJoined(_)))
+                .filter(|event| matches!(event, Event::Session(SessionEvent::MemberJoined(_))))
                 .count();
             assert_eq!(joined, 2, "each member once, seed {seed}");
             for other in (0..3).filter(|other| *other != n) {
@@ -184,7 +194,7 @@ fn direct_only_never_uses_the_relay() {
     assert_eq!(world.path(0, 1), Path::Unreachable);
     assert!(has(&world, 0, |e| matches!(
         e,
-        Event::PathChanged(_, Path::Unreachable)
+        SessionEvent::PathChanged(_, Path::Unreachable)
     )));
 }
 
@@ -281,7 +291,7 @@ fn a_quiet_path_is_kept() {
     assert_eq!(world.path(0, 1), Path::Direct);
     let checks = world.clients[0].control_to[&peer].0 - before;
     assert!((60..=300).contains(&checks), "{checks} in ten minutes");
-    assert!(!has(&world, 0, |e| matches!(e, Event::ServerSilent)));
+    assert!(!has(&world, 0, |e| matches!(e, SessionEvent::ServerSilent)));
 }
 
 #[test]
@@ -304,16 +314,13 @@ fn kick_leave_transfer_close_update() {
     let not_host = Failure::Rejected(Rejected {
         code: code::NOT_HOST,
     });
-    assert!(has(
-        &world,
-        1,
-        |e| matches!(e, Event::Failed { failure, .. } if *failure == not_host)
-    ));
-    assert!(has(&world, 3, |e| *e == Event::Removed(LeaveReason::Kicked)));
+    assert!(failed(&world, 1, not_host));
+    assert!(has(&world, 3, |e| *e
+        == SessionEvent::Removed(LeaveReason::Kicked)));
     assert!(world.clients[3].agent.seat().is_none());
     for n in 0..3 {
         assert!(has(&world, n, |e| *e
-            == Event::MemberLeft(ids[3], LeaveReason::Kicked)));
+            == SessionEvent::MemberLeft(ids[3], LeaveReason::Kicked)));
         assert_ne!(
             world.clients[n].agent.session().flags & native::session_flags::LOCKED,
             0
@@ -328,7 +335,7 @@ fn kick_leave_transfer_close_update() {
     world.run_for(1_000);
     assert!(world.clients[2].agent.seat().is_none());
     assert!(has(&world, 0, |e| *e
-        == Event::MemberLeft(ids[2], LeaveReason::Left)));
+        == SessionEvent::MemberLeft(ids[2], LeaveReason::Left)));
     assert_eq!(
         world.clients[2].agent.kick(now, ids[0]),
         Err(Refused::NotSeated)
@@ -354,11 +361,7 @@ fn refusals_reach_the_owner() {
     let wrong = Failure::Rejected(Rejected {
         code: code::NO_SESSION,
     });
-    assert!(has(
-        &world,
-        late,
-        |e| matches!(e, Event::Failed { failure, .. } if *failure == wrong)
-    ));
+    assert!(failed(&world, late, wrong));
     // A server that does not answer at all.
     world.drops = Box::new(|_, _, _| true);
     let now = world.millis();
@@ -367,14 +370,8 @@ fn refusals_reach_the_owner() {
         .list(now, ListFilter::default(), None)
         .unwrap();
     world.run_for(15_000);
-    assert!(has(&world, late, |e| matches!(
-        e,
-        Event::Failed {
-            failure: Failure::Silent,
-            ..
-        }
-    )));
-    assert!(has(&world, late, |e| *e == Event::ServerSilent));
+    assert!(failed(&world, late, Failure::Silent));
+    assert!(has(&world, late, |e| *e == SessionEvent::ServerSilent));
     assert_eq!(world.clients[late].agent.poll_timeout(), None);
 }
 
@@ -392,7 +389,10 @@ fn a_rebound_nat_costs_neither_seat_nor_relay() {
         world.send(1, host, b"y");
         world.run_for(16);
     }
-    assert!(has(&world, 1, |e| matches!(e, Event::AddressChanged(_))));
+    assert!(has(&world, 1, |e| matches!(
+        e,
+        SessionEvent::AddressChanged(_)
+    )));
     let received = world.clients[1].received.len();
     assert!(
         received > 200,
@@ -415,10 +415,13 @@ fn a_restarted_server_that_kept_its_secret_gives_the_seats_back() {
     world.run_for(25_000);
     assert_eq!(world.code(), code);
     for (n, id) in ids.into_iter().enumerate() {
-        assert!(has(&world, n, |e| *e == Event::Resumed));
+        assert!(has(&world, n, |e| *e == SessionEvent::Resumed));
         assert_eq!(world.clients[n].id(), id);
         assert_eq!(world.clients[n].agent.members().count(), 2);
-        assert!(!has(&world, n, |e| matches!(e, Event::MemberLeft(..))));
+        assert!(!has(&world, n, |e| matches!(
+            e,
+            SessionEvent::MemberLeft(..)
+        )));
         for other in (0..3).filter(|other| *other != n) {
             assert_eq!(world.path(n, other), Path::Direct);
         }
@@ -441,7 +444,7 @@ fn a_member_that_does_not_resume_is_dropped_in_time() {
     world.server.restart();
     world.run_for(90_000);
     assert!(has(&world, 0, |e| *e
-        == Event::MemberLeft(gone, LeaveReason::TimedOut)));
+        == SessionEvent::MemberLeft(gone, LeaveReason::TimedOut)));
     assert_eq!(world.clients[0].agent.members().count(), 1);
 }
 
@@ -454,8 +457,8 @@ fn without_the_secret_the_host_gets_a_new_code_and_guests_are_told() {
     world.server.restart();
     world.run_for(25_000);
     let new = world.code();
-    assert!(has(&world, 0, |e| *e == Event::CodeChanged { old, new }));
-    assert!(has(&world, 1, |e| *e == Event::SeatLost));
+    assert!(has(&world, 0, |e| *e == SessionEvent::CodeChanged { old, new }));
+    assert!(has(&world, 1, |e| *e == SessionEvent::SeatLost));
     assert_eq!(world.clients[0].agent.seat().unwrap().code(), new);
     assert!(world.clients[1].agent.seat().is_none());
     assert_eq!(world.clients[0].agent.members().count(), 0);
@@ -475,7 +478,7 @@ fn the_nat_is_probed_before_or_after_seating() {
         world.session(1, |_, config| config.probing = probing);
         let mapping = world.clients[1].agent.nat_mapping().unwrap();
         assert_eq!((mapping.step, mapping.random), (1, false));
-        assert!(has(&world, 1, |e| matches!(e, Event::NatMapped(_))));
+        assert!(has(&world, 1, |e| matches!(e, SessionEvent::NatMapped(_))));
     }
     // A probe port that does not answer delays by no more than its head start.
     let mut world = World::new(17);
@@ -494,12 +497,35 @@ fn the_nat_is_probed_before_or_after_seating() {
 }
 
 #[test]
+fn a_late_probe_does_not_make_a_second_request() {
+    let mut world = World::new(20);
+    let server = world.server.at;
+    let client = world.add(|config| config.probing = Probing::First(3479));
+    let now = world.millis();
+    world.clients[client]
+        .agent
+        .host(now, HostConfig::default())
+        .unwrap();
+    world.drops = Box::new(move |_, to, _| to == server.with_port(3479));
+    world.run_for(555);
+    // The nonce is there and HOST under way; its answer gets lost, and the probe's comes.
+    world.drops = Box::new(move |from, _, bytes| from == server && bytes.len() > 60);
+    world.run_for(600);
+    assert!(world.clients[client].agent.nat_mapping().is_some());
+    assert!(world.clients[client].agent.seat().is_none());
+    world.drops = Box::new(|_, _, _| false);
+    world.run_for(600);
+    assert!(world.clients[client].agent.seat().is_some());
+    assert_eq!(world.server.handled[&method::HOST], 1);
+}
+
+#[test]
 fn an_owner_that_takes_no_events_defers_them() {
     let mut world = World::new(18);
     world.session(1, |_, _| {});
     let agent = &mut world.clients[0].agent;
     for _ in 0..EVENTS_MAX * 2 {
-        agent.tell(Event::Formed);
+        agent.tell(SessionEvent::Formed);
     }
     assert_eq!(agent.events.len(), EVENTS_MAX);
 }

@@ -39,6 +39,10 @@ impl Repetition {
         self.next
     }
 
+    pub(super) const fn is_unsent(&self) -> bool {
+        self.sent == 0
+    }
+
     /// The time of the only transmission; `None` if there were more, and an answer could belong to any of them.
     pub(super) const fn only_sent(&self) -> Option<Millis> {
         if self.sent == 1 {

@@ -40,14 +40,7 @@ impl Listeners {
             }
         }
         let mut probe_port = config.probe_port;
-        main_hosts.dedup();
-        for host in main_hosts {
-            if sockets
-                .iter()
-                .any(|&(role, at)| role == SocketRole::Probe && at.ip() == host)
-            {
-                continue;
-            }
+        for host in probe_hosts(main_hosts) {
             let bound = bind_group(SocketAddr::new(host, probe_port), &mut shards)
                 .map_err(|(at, error)| ConfigError::bind("UDP", at, "--probe-port", &error))?;
             probe_port = bound.port();
@@ -88,6 +81,24 @@ impl Listeners {
             })
             .collect()
     }
+}
+
+/// The hosts that need a probe socket: each once, and none that a wildcard among them covers.
+fn probe_hosts(mut hosts: Vec<IpAddr>) -> Vec<IpAddr> {
+    hosts.sort_unstable();
+    hosts.dedup();
+    let wildcards: Vec<IpAddr> = hosts
+        .iter()
+        .copied()
+        .filter(IpAddr::is_unspecified)
+        .collect();
+    hosts.retain(|host| {
+        host.is_unspecified()
+            || !wildcards
+                .iter()
+                .any(|wildcard| wildcard.is_ipv4() == host.is_ipv4())
+    });
+    hosts
 }
 
 /// Binds one address for every shard; port 0 is chosen by the first.

@@ -1,0 +1,128 @@
+//! A chat of any number of players who know a code.
+//!
+//! ```text
+//! cargo run -p waypost-client --example chat -- host
+//! cargo run -p waypost-client --example chat -- join BAD-KIF-ROM --name Ann
+//! ```
+
+use std::io::{self, BufRead};
+use std::sync::Arc;
+use std::{env, process, thread};
+
+use waypost_client::{
+    Error, HostConfig, JoinConfig, Link, SeatId, Session, SessionEvent, describe,
+};
+
+const USAGE: &str = "usage: chat host|join CODE [--server HOST:PORT] [--name NAME]";
+const APPLICATION: &str = "waypost-chat";
+
+struct Options {
+    code: Option<String>,
+    server: String,
+    name: String,
+}
+
+fn options() -> Option<Options> {
+    let mut arguments = env::args().skip(1);
+    let mut hosts = false;
+    let mut options = Options {
+        code: None,
+        server: "127.0.0.1:3478".to_owned(),
+        name: format!("player {}", process::id()),
+    };
+    while let Some(option) = arguments.next() {
+        match option.as_str() {
+            "host" => hosts = true,
+            "join" => options.code = Some(arguments.next()?),
+            "--server" => options.server = arguments.next()?,
+            "--name" => options.name = arguments.next()?,
+            _ => return None,
+        }
+    }
+    (hosts != options.code.is_some()).then_some(options)
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let Some(options) = options() else {
+        eprintln!("{USAGE}");
+        process::exit(2);
+    };
+    let name = options.name.into_bytes();
+    let session = match &options.code {
+        None => {
+            let mut config = HostConfig::new(APPLICATION);
+            config.player.data = name;
+            Session::host(&options.server, config)?
+        }
+        Some(code) => {
+            let mut config = JoinConfig::new(APPLICATION);
+            config.player.data = name;
+            Session::join(&options.server, code, config)?
+        }
+    };
+    let session = Arc::new(session);
+    println!(
+        "* you are in session {}; type to talk, end with Ctrl-D",
+        session.code()?
+    );
+    let watcher = Arc::clone(&session);
+    thread::spawn(move || watch(&watcher));
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        for member in session.members() {
+            // Whoever is just leaving hears no more.
+            let sent = session
+                .link(member.id)
+                .map(|link| link.send(line.as_bytes()));
+            if let Ok(Err(error)) = sent {
+                eprintln!("* {error}");
+            }
+        }
+    }
+    Ok(session.leave()?)
+}
+
+fn name_of(session: &Session, id: SeatId) -> String {
+    let member = session.members().into_iter().find(|member| member.id == id);
+    member.map_or_else(
+        || format!("seat {}", id.seat),
+        |member| String::from_utf8_lossy(&member.data).into_owned(),
+    )
+}
+
+/// Shows what happens, and has every member's words shown.
+fn watch(session: &Session) {
+    loop {
+        match session.next_event(None) {
+            Ok(SessionEvent::MemberJoined(id)) => {
+                let name = name_of(session, id);
+                println!("* {name} is here");
+                if let Ok(link) = session.link(id) {
+                    thread::spawn(move || listen(&name, &link));
+                }
+            }
+            Ok(SessionEvent::MemberLeft(id, reason)) => {
+                println!("* seat {} {}", id.seat, describe(reason));
+            }
+            Ok(SessionEvent::PathChanged(id, path)) => {
+                println!("* {}: {path:?}", name_of(session, id));
+            }
+            Ok(SessionEvent::CodeChanged { new, .. }) => {
+                println!("* the code is {new} now");
+            }
+            Ok(other) => println!("* {other:?}"),
+            Err(Error::Left) => return,
+            Err(error) => {
+                println!("* {error}");
+                process::exit(1);
+            }
+        }
+    }
+}
+
+fn listen(name: &str, link: &Link) {
+    let mut buf = [0; 1500];
+    while let Ok(len) = link.recv(&mut buf) {
+        println!("{name}: {}", String::from_utf8_lossy(&buf[..len]));
+    }
+}

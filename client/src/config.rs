@@ -1,0 +1,133 @@
+//! What a caller says about itself and the session it wants. Only data.
+
+use std::time::Duration;
+
+use waypost_proto::agent::{self, Config, Credential, PathPolicy, Probing};
+
+/// The standard port of a server's main socket, whose second vantage port is the next one.
+const STANDARD_PORT: u16 = 3478;
+
+/// Who plays, and how its data may travel.
+#[derive(Clone)]
+pub struct Player {
+    /// Which game, 1 to 32 bytes. Sessions of other games are out of sight.
+    pub application: String,
+    /// How data may travel; by default directly where possible.
+    pub policy: PathPolicy,
+    /// Up to 64 bytes that the other members see, a name for instance.
+    pub data: Vec<u8>,
+    /// When to find out how the NAT maps. `None`: beforehand if the server has the standard port, else once seated.
+    pub probing: Option<Probing>,
+    /// For servers that serve only whom their operator knows.
+    pub credential: Option<Credential>,
+    /// After so long without an answer of the server an operation fails.
+    pub patience: Duration,
+}
+
+impl Player {
+    /// A player of `application`, with everything else as usual.
+    #[must_use]
+    pub fn new(application: &str) -> Self {
+        Self {
+            application: application.to_owned(),
+            policy: PathPolicy::default(),
+            data: Vec::new(),
+            probing: None,
+            credential: None,
+            patience: Duration::from_secs(15),
+        }
+    }
+
+    pub(crate) fn agent_config(&self, server: std::net::SocketAddr) -> Config {
+        let mut config = Config::new(server.into(), &self.application);
+        config.policy = self.policy;
+        config.member_data.clone_from(&self.data);
+        config.probing = self.probing.unwrap_or(match server.port() {
+            STANDARD_PORT => Probing::First(STANDARD_PORT + 1),
+            _ => Probing::WhenSeated,
+        });
+        config.credential.clone_from(&self.credential);
+        config.give_up_ms = u64::try_from(self.patience.as_millis()).unwrap_or(u64::MAX / 2);
+        config
+    }
+}
+
+/// The session to make.
+#[derive(Clone)]
+pub struct HostConfig {
+    /// Who hosts.
+    pub player: Player,
+    /// A unique name to join by, 1 to 64 bytes, or none.
+    pub name: Option<String>,
+    /// What joining takes; empty for nothing.
+    pub password: String,
+    /// Seats, 2 to 255, the host's included.
+    pub max_members: u8,
+    /// Up to 512 bytes that lists and members show.
+    pub metadata: Vec<u8>,
+    /// Whether lists show the session.
+    pub listed: bool,
+    /// Whether the session begins locked.
+    pub locked: bool,
+    /// Whether everybody who joins is introduced to everybody at once, so that direct paths come by themselves.
+    pub introduce: bool,
+}
+
+impl HostConfig {
+    /// An unlisted session of up to eight players of `application`, without name and password.
+    #[must_use]
+    pub fn new(application: &str) -> Self {
+        let agent::HostConfig {
+            name,
+            password,
+            max_members,
+            metadata,
+            listed,
+            locked,
+            introduce,
+        } = agent::HostConfig::default();
+        Self {
+            player: Player::new(application),
+            name,
+            password,
+            max_members,
+            metadata,
+            listed,
+            locked,
+            introduce,
+        }
+    }
+
+    pub(crate) fn split(self) -> (Player, agent::HostConfig) {
+        let host = agent::HostConfig {
+            name: self.name,
+            password: self.password,
+            max_members: self.max_members,
+            metadata: self.metadata,
+            listed: self.listed,
+            locked: self.locked,
+            introduce: self.introduce,
+        };
+        (self.player, host)
+    }
+}
+
+/// What joining takes.
+#[derive(Clone)]
+pub struct JoinConfig {
+    /// Who joins.
+    pub player: Player,
+    /// The session's password; empty if it has none.
+    pub password: String,
+}
+
+impl JoinConfig {
+    /// A player of `application` who knows no password.
+    #[must_use]
+    pub fn new(application: &str) -> Self {
+        Self {
+            player: Player::new(application),
+            password: String::new(),
+        }
+    }
+}

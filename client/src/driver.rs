@@ -1,0 +1,404 @@
+//! Agent and socket together, under one lock, and the thread that keeps them going. Never blocks while it holds the lock.
+//!
+//! The thread sleeps in the socket's receive call, at most [`NAP`]: what other threads make due in the meantime
+//! is at most that late, so nobody ever has to wake it.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use waypost_proto::addr::Addr;
+use waypost_proto::agent::{
+    Agent, Config, Event, Failure, ListedSession, NoPath, Refused, RequestId, SessionEvent,
+};
+use waypost_proto::time::Millis;
+use waypost_proto::wire::native::{LeaveReason, SeatId};
+
+use crate::error::Error;
+use crate::link::Inbox;
+
+/// The longest sleep.
+const NAP: Duration = Duration::from_millis(50);
+/// Events that wait for the caller. The oldest go first; the getters always know the current state.
+const EVENTS_MAX: usize = 1_024;
+/// Longer than any datagram of the protocol; what the buffer cuts fails its length check.
+const RECEIVE_BUFFER: usize = 2_048;
+/// Receive errors in a row after which the socket is taken for dead. Single ones are ICMP messages that some systems report.
+const RECEIVE_ERRORS_MAX: u32 = 100;
+
+/// How an operation ended.
+pub(crate) enum Outcome {
+    Done,
+    Listed(Vec<ListedSession>, Option<[u8; 8]>),
+    Failed(Failure),
+}
+
+/// Why there is no seat any more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum End {
+    Left,
+    Removed(LeaveReason),
+    SeatLost,
+    Socket(io::ErrorKind),
+}
+
+impl From<End> for Error {
+    fn from(end: End) -> Self {
+        match end {
+            End::Left => Self::Left,
+            End::Removed(reason) => Self::Removed(reason),
+            End::SeatLost => Self::SeatLost,
+            End::Socket(kind) => Self::Io(kind.into()),
+        }
+    }
+}
+
+/// What the lock protects.
+pub(crate) struct Core {
+    pub(crate) agent: Agent,
+    pub(crate) events: VecDeque<SessionEvent>,
+    pub(crate) end: Option<End>,
+    /// When the thread stops even if the server has not answered LEAVE.
+    pub(crate) stop_at: Option<Instant>,
+    outcomes: HashMap<RequestId, Outcome>,
+    inboxes: HashMap<SeatId, Arc<Inbox>>,
+    frame: Vec<u8>,
+}
+
+/// A socket and an agent.
+pub(crate) struct Driver {
+    socket: UdpSocket,
+    usual_ttl: u32,
+    is_ipv4: bool,
+    started: Instant,
+    core: Mutex<Core>,
+    /// Something in the core has changed that somebody may wait for.
+    changed: Condvar,
+}
+
+impl Driver {
+    /// Opens a socket of the server's family for an agent.
+    pub(crate) fn open(server: SocketAddr, mut config: Config) -> Result<Self, Error> {
+        let is_ipv4 = Addr::new(server).is_ipv4();
+        let any: IpAddr = if is_ipv4 {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
+        let socket = UdpSocket::bind((any, 0))?;
+        let options = SockRef::from(&socket);
+        let usual_ttl = if is_ipv4 {
+            options.ttl_v4()?
+        } else {
+            options.unicast_hops_v6()?
+        };
+        config.local_addresses = local_address(server, socket.local_addr()?.port())
+            .into_iter()
+            .collect();
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Self {
+            socket,
+            usual_ttl,
+            is_ipv4,
+            started: Instant::now(),
+            core: Mutex::new(Core {
+                agent: Agent::new(Millis(0), config, seed),
+                events: VecDeque::new(),
+                end: None,
+                stop_at: None,
+                outcomes: HashMap::new(),
+                inboxes: HashMap::new(),
+                frame: Vec::new(),
+            }),
+            changed: Condvar::new(),
+        })
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    pub(crate) fn now(&self) -> Millis {
+        Millis(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// The lock. A thread that panicked with it cannot have left more than a datagram unsent.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a change until `deadline`. Returns the lock again, and whether there is time left.
+    pub(crate) fn wait<'a>(
+        &self,
+        core: MutexGuard<'a, Core>,
+        deadline: Option<Instant>,
+    ) -> (MutexGuard<'a, Core>, bool) {
+        let Some(deadline) = deadline else {
+            let core = self.changed.wait(core);
+            return (core.unwrap_or_else(PoisonError::into_inner), true);
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return (core, false);
+        }
+        let (core, _) = self
+            .changed
+            .wait_timeout(core, left)
+            .unwrap_or_else(PoisonError::into_inner);
+        (core, true)
+    }
+
+    /// Begins an operation and sends its first datagram.
+    pub(crate) fn begin(
+        &self,
+        operation: impl FnOnce(&mut Agent, Millis) -> Result<RequestId, Refused>,
+    ) -> Result<RequestId, Error> {
+        let mut core = self.lock();
+        if let Some(end) = core.end {
+            return Err(end.into());
+        }
+        let request = operation(&mut core.agent, self.now())?;
+        self.flush(&mut core);
+        Ok(request)
+    }
+
+    /// The outcome of an operation, if it is known.
+    pub(crate) fn take_outcome(
+        core: &mut Core,
+        request: RequestId,
+    ) -> Option<Result<Outcome, Error>> {
+        let outcome = core.outcomes.remove(&request)?;
+        Some(match outcome {
+            Outcome::Failed(Failure::Rejected(rejected)) => Err(Error::Rejected(rejected)),
+            Outcome::Failed(Failure::Silent) => Err(Error::Silent),
+            Outcome::Failed(Failure::Unseated) => Err(core
+                .end
+                .map_or(Error::Refused(Refused::NotSeated), Error::from)),
+            done => Ok(done),
+        })
+    }
+
+    /// Performs an operation, while another thread drives.
+    pub(crate) fn perform(
+        &self,
+        operation: impl FnOnce(&mut Agent, Millis) -> Result<RequestId, Refused>,
+    ) -> Result<Outcome, Error> {
+        let request = self.begin(operation)?;
+        let mut core = self.lock();
+        loop {
+            if let Some(outcome) = Self::take_outcome(&mut core, request) {
+                return outcome;
+            }
+            if let Some(end) = core.end {
+                return Err(end.into());
+            }
+            core = self.wait(core, None).0;
+        }
+    }
+
+    /// Sends data to a member from the calling thread: one copy into the frame, one system call.
+    pub(crate) fn send(&self, to: SeatId, data: &[u8]) -> Result<(), Error> {
+        let mut core = self.lock();
+        if let Some(end) = core.end {
+            return Err(end.into());
+        }
+        let now = self.now();
+        let Core { agent, frame, .. } = &mut *core;
+        let target = agent
+            .frame(now, to, data, frame)
+            .map_err(|no_path| match no_path {
+                NoPath::NoMember => Error::MemberLeft,
+                other => Error::NoPath(other),
+            })?;
+        // Under the lock, because an opener changes the socket's TTL for a moment.
+        self.socket.send_to(frame, target.to_socket_addr())?;
+        Ok(())
+    }
+
+    /// The inbox of a member, which exists as soon as somebody asks or data come.
+    pub(crate) fn inbox(core: &mut Core, member: SeatId) -> Result<Arc<Inbox>, Error> {
+        if let Some(end) = core.end {
+            return Err(end.into());
+        }
+        if core.agent.member(member).is_none() {
+            return Err(Error::MemberLeft);
+        }
+        Ok(Arc::clone(core.inboxes.entry(member).or_default()))
+    }
+
+    /// Sends what the agent has to send and takes what it has to tell.
+    pub(crate) fn flush(&self, core: &mut Core) {
+        while let Some(transmit) = core.agent.poll_transmit() {
+            let to = transmit.to.to_socket_addr();
+            // An address that cannot be reached from here is the same as a datagram lost on the way.
+            match transmit.ttl {
+                None => drop(self.socket.send_to(&transmit.bytes, to)),
+                Some(ttl) => {
+                    if self.set_ttl(u32::from(ttl)).is_ok() {
+                        drop(self.socket.send_to(&transmit.bytes, to));
+                    }
+                    if self.set_ttl(self.usual_ttl).is_err() {
+                        Self::finish(core, End::Socket(io::ErrorKind::Other));
+                    }
+                }
+            }
+        }
+        let mut changed = false;
+        while let Some(event) = core.agent.poll_event() {
+            changed = true;
+            match event {
+                Event::Done { request } => drop(core.outcomes.insert(request, Outcome::Done)),
+                Event::Failed { request, failure } => {
+                    core.outcomes.insert(request, Outcome::Failed(failure));
+                }
+                Event::Listed {
+                    request,
+                    sessions,
+                    next,
+                } => {
+                    core.outcomes
+                        .insert(request, Outcome::Listed(sessions, next));
+                }
+                Event::Session(event) => Self::note(core, event),
+            }
+        }
+        if changed {
+            self.changed.notify_all();
+        }
+    }
+
+    fn set_ttl(&self, ttl: u32) -> io::Result<()> {
+        let options = SockRef::from(&self.socket);
+        if self.is_ipv4 {
+            options.set_ttl_v4(ttl)
+        } else {
+            options.set_unicast_hops_v6(ttl)
+        }
+    }
+
+    fn note(core: &mut Core, event: SessionEvent) {
+        match event {
+            SessionEvent::MemberLeft(id, _) => {
+                if let Some(inbox) = core.inboxes.remove(&id) {
+                    inbox.close();
+                }
+            }
+            SessionEvent::Removed(reason) => Self::finish(core, End::Removed(reason)),
+            SessionEvent::SeatLost => Self::finish(core, End::SeatLost),
+            _ => {}
+        }
+        if core.events.len() == EVENTS_MAX {
+            core.events.pop_front();
+        }
+        core.events.push_back(event);
+    }
+
+    /// Notes the end of the seat, once.
+    pub(crate) fn finish(core: &mut Core, end: End) {
+        core.end.get_or_insert(end);
+        core.inboxes.drain().for_each(|(_, inbox)| inbox.close());
+    }
+
+    /// Tells everybody who waits to look again.
+    pub(crate) fn notify(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Does what is due, waits for one datagram at most [`NAP`], and handles it.
+    pub(crate) fn turn(&self, receiver: &mut Receiver) {
+        let wait = {
+            let mut core = self.lock();
+            let now = self.now();
+            if core.agent.poll_timeout().is_some_and(|at| at <= now) {
+                core.agent.handle_timeout(now);
+            }
+            self.flush(&mut core);
+            let due = core.agent.poll_timeout().map(|at| at.since(now));
+            // A timeout of zero would mean to wait for ever.
+            due.map_or(NAP, |ms| NAP.min(Duration::from_millis(ms.max(1))))
+        };
+        if receiver.wait != Some(wait) && self.socket.set_read_timeout(Some(wait)).is_ok() {
+            receiver.wait = Some(wait);
+        }
+        match self.socket.recv_from(&mut receiver.buffer) {
+            Ok((len, from)) => {
+                receiver.errors = 0;
+                let bytes = &receiver.buffer[..len];
+                let mut core = self.lock();
+                let delivery = core.agent.handle_datagram(self.now(), from.into(), bytes);
+                if let Some(delivery) = delivery {
+                    let inbox = core.inboxes.entry(delivery.from).or_default();
+                    inbox.push(&bytes[delivery.range]);
+                }
+                self.flush(&mut core);
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock
+                | io::ErrorKind::TimedOut
+                | io::ErrorKind::Interrupted => receiver.errors = 0,
+                kind => {
+                    receiver.errors += 1;
+                    if receiver.errors >= RECEIVE_ERRORS_MAX {
+                        Self::finish(&mut self.lock(), End::Socket(kind));
+                        self.notify();
+                    }
+                }
+            },
+        }
+    }
+
+    /// Drives until the seat is gone.
+    pub(crate) fn run(&self) {
+        let mut receiver = Receiver::default();
+        loop {
+            {
+                let mut core = self.lock();
+                let stop = core.stop_at.is_some_and(|at| at <= Instant::now());
+                let left = core.stop_at.is_some() && core.agent.seat().is_none();
+                if stop || left {
+                    Self::finish(&mut core, End::Left);
+                }
+                if core.end.is_some() {
+                    drop(core);
+                    self.notify();
+                    return;
+                }
+            }
+            self.turn(&mut receiver);
+        }
+    }
+}
+
+/// What the receiving thread alone uses.
+pub(crate) struct Receiver {
+    buffer: Vec<u8>,
+    wait: Option<Duration>,
+    errors: u32,
+}
+
+impl Default for Receiver {
+    fn default() -> Self {
+        Self {
+            buffer: vec![0; RECEIVE_BUFFER],
+            wait: None,
+            errors: 0,
+        }
+    }
+}
+
+/// This machine's address on the way to the server, as the routing table has it: connecting a UDP socket sends nothing.
+fn local_address(server: SocketAddr, port: u16) -> Option<Addr> {
+    let any: SocketAddr = if server.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let probe = UdpSocket::bind(any).ok()?;
+    probe.connect(server).ok()?;
+    let ip = probe.local_addr().ok()?.ip();
+    Some(Addr::from_ip_port(ip, port))
+}

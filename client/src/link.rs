@@ -1,0 +1,217 @@
+//! Datagrams to and from one other member.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use waypost_proto::agent::{DATAGRAM_MAX, Path};
+use waypost_proto::wire::native::SeatId;
+
+use crate::driver::Driver;
+use crate::error::Error;
+
+/// Received datagrams that wait for the caller; the oldest are dropped first, as a game wants the newest.
+const INBOX_MAX: usize = 256;
+
+/// What one member has sent.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    state: Mutex<InboxState>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct InboxState {
+    waiting: VecDeque<Vec<u8>>,
+    /// Buffers to use again.
+    spare: Vec<Vec<u8>>,
+    dropped: u64,
+    closed: bool,
+    read_timeout: Option<Duration>,
+    nonblocking: bool,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, InboxState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn push(&self, data: &[u8]) {
+        let mut state = self.lock();
+        let mut buffer = if state.waiting.len() == INBOX_MAX {
+            state.dropped += 1;
+            state.waiting.pop_front()
+        } else {
+            state.spare.pop()
+        }
+        .unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(data);
+        state.waiting.push_back(buffer);
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.arrived.notify_all();
+    }
+
+    fn recv(&self, buf: &mut [u8]) -> Result<usize, Error> {
+        let mut state = self.lock();
+        let deadline = state.read_timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            if let Some(data) = state.waiting.pop_front() {
+                let len = data.len().min(buf.len());
+                buf[..len].copy_from_slice(&data[..len]);
+                state.spare.push(data);
+                return Ok(len);
+            }
+            if state.closed {
+                return Err(Error::MemberLeft);
+            }
+            if state.nonblocking {
+                return Err(Error::WouldBlock);
+            }
+            state = match deadline {
+                None => self
+                    .arrived
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(Error::TimedOut);
+                    }
+                    self.arrived
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+    }
+}
+
+/// A way to exchange datagrams with one other member, like a connected [`std::net::UdpSocket`]: datagrams may be lost,
+/// doubled or reordered by the network, and arrive whole. A link outlives neither its [`crate::Session`] nor the member.
+pub struct Link {
+    driver: Arc<Driver>,
+    inbox: Arc<Inbox>,
+    peer: SeatId,
+}
+
+impl Link {
+    pub(crate) fn new(driver: Arc<Driver>, peer: SeatId) -> Result<Self, Error> {
+        let inbox = Driver::inbox(&mut driver.lock(), peer)?;
+        Ok(Self {
+            driver,
+            inbox,
+            peer,
+        })
+    }
+
+    /// The other member.
+    #[must_use]
+    pub const fn peer(&self) -> SeatId {
+        self.peer
+    }
+
+    /// Sends a datagram of at most [`Link::max_datagram`] bytes, from the calling thread.
+    ///
+    /// # Errors
+    /// Those of a UDP socket; `InvalidInput` if it is too long; `NotConnected` if there is no path (under
+    /// [`crate::PathPolicy::DirectOnly`]) or no seat any more; `ConnectionAborted` if the member has left. The inner error is a
+    /// [`crate::Error`] that says what to do.
+    pub fn send(&self, data: &[u8]) -> io::Result<usize> {
+        self.driver.send(self.peer, data)?;
+        Ok(data.len())
+    }
+
+    /// Waits for a datagram and copies it into `buf`; what does not fit is cut off.
+    ///
+    /// # Errors
+    /// `TimedOut` after the read timeout, `WouldBlock` if the link is nonblocking, `ConnectionAborted` once the member has left
+    /// or the session is over and everything has been received.
+    pub fn recv(&self, buf: &mut [u8]) -> io::Result<usize> {
+        Ok(self.inbox.recv(buf)?)
+    }
+
+    /// How long [`Link::recv`] waits; `None` for ever. Clones share it, as they do with a socket.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is zero.
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        if timeout == Some(Duration::ZERO) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a read timeout of zero makes no sense; use set_nonblocking",
+            ));
+        }
+        self.inbox.lock().read_timeout = timeout;
+        Ok(())
+    }
+
+    /// The read timeout.
+    #[must_use]
+    pub fn read_timeout(&self) -> Option<Duration> {
+        self.inbox.lock().read_timeout
+    }
+
+    /// Whether [`Link::recv`] returns at once if nothing is there. Clones share it.
+    pub fn set_nonblocking(&self, nonblocking: bool) {
+        self.inbox.lock().nonblocking = nonblocking;
+    }
+
+    /// Another handle of the same link, for another thread. What one receives the other does not.
+    ///
+    /// # Errors
+    /// None at present; it is fallible as [`std::net::UdpSocket::try_clone`] is.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            driver: Arc::clone(&self.driver),
+            inbox: Arc::clone(&self.inbox),
+            peer: self.peer,
+        })
+    }
+
+    /// The way that data take now. [`Path::Unreachable`] if the member has left.
+    #[must_use]
+    pub fn path(&self) -> Path {
+        let core = self.driver.lock();
+        core.agent.path(self.peer).unwrap_or(Path::Unreachable)
+    }
+
+    /// Waits until data go directly, for at most `timeout`. Returns whether they do.
+    #[must_use]
+    pub fn wait_direct(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut core = self.driver.lock();
+        loop {
+            match core.agent.path(self.peer) {
+                Some(Path::Direct) => return true,
+                Some(_) if core.end.is_none() => {}
+                _ => return false,
+            }
+            let time_left;
+            (core, time_left) = self.driver.wait(core, Some(deadline));
+            if !time_left {
+                return core.agent.path(self.peer) == Some(Path::Direct);
+            }
+        }
+    }
+
+    /// The most bytes that one datagram carries: with all headers it fits every IPv6 path (1,280 bytes, RFC 8200 section
+    /// 5), so it is never fragmented, on no path.
+    #[must_use]
+    pub const fn max_datagram(&self) -> usize {
+        DATAGRAM_MAX
+    }
+
+    /// Datagrams that were dropped because they were not received in time.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.inbox.lock().dropped
+    }
+}

@@ -1,0 +1,454 @@
+//! A seat in a session: getting one, what can be done from it, and what happens there.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use waypost_proto::agent::{
+    Agent, Introduce, Path, Refused, RequestId, SessionEvent, SessionUpdate, Target,
+};
+use waypost_proto::time::Millis;
+use waypost_proto::wire::join_code::JoinCode;
+use waypost_proto::wire::native::{NatMapping, SeatId, session_flags};
+
+use crate::config::{HostConfig, JoinConfig, Player};
+use crate::driver::{Driver, End, Receiver};
+use crate::error::Error;
+use crate::link::Link;
+use crate::list::first_that_answers;
+
+/// After a session is dropped its thread waits for so long until the server has taken notice.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Another member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Member {
+    /// Who.
+    pub id: SeatId,
+    /// Up to 64 bytes of its own.
+    pub data: Vec<u8>,
+    /// Whether it is the host.
+    pub is_host: bool,
+    /// Whether it is reached through the relay only, by its own wish.
+    pub is_relay_only: bool,
+    /// The way that data to it take now.
+    pub path: Path,
+}
+
+/// A seat in a session. Dropping it leaves the session.
+pub struct Session {
+    driver: Arc<Driver>,
+}
+
+impl Session {
+    /// Makes a session and takes its first seat.
+    ///
+    /// # Errors
+    /// [`Error`], of which `Silent` and `Rejected` are the server's.
+    pub fn host(server: impl ToSocketAddrs, config: HostConfig) -> Result<Self, Error> {
+        let (player, host) = config.split();
+        Self::take_seat(server, &player, |agent, now| agent.host(now, host.clone()))
+    }
+
+    /// Takes a seat in the session with this code or this name.
+    ///
+    /// # Errors
+    /// As [`Session::host`].
+    pub fn join(
+        server: impl ToSocketAddrs,
+        code_or_name: &str,
+        config: JoinConfig,
+    ) -> Result<Self, Error> {
+        let target = Target::parse(code_or_name);
+        Self::take_seat(server, &config.player, |agent, now| {
+            agent.join(now, target.clone(), &config.password)
+        })
+    }
+
+    /// Takes a seat in a match with others who want `players` with the same `key` of 1 to 64 bytes. Returns at once;
+    /// [`Session::wait_formed`] waits for the others.
+    ///
+    /// # Errors
+    /// As [`Session::host`].
+    pub fn find_match(
+        server: impl ToSocketAddrs,
+        key: &[u8],
+        players: u8,
+        player: &Player,
+    ) -> Result<Self, Error> {
+        Self::take_seat(server, player, |agent, now| {
+            agent.find_match(now, key, players)
+        })
+    }
+
+    /// Comes back to the seat of a ticket, or takes it for the first time if a game's backend handed it out.
+    ///
+    /// # Errors
+    /// As [`Session::host`].
+    pub fn resume(
+        server: impl ToSocketAddrs,
+        ticket: &[u8],
+        player: &Player,
+    ) -> Result<Self, Error> {
+        Self::take_seat(server, player, |agent, now| {
+            agent.resume(now, ticket, None, None)
+        })
+    }
+
+    fn take_seat(
+        server: impl ToSocketAddrs,
+        player: &Player,
+        operation: impl Fn(&mut Agent, Millis) -> Result<RequestId, Refused>,
+    ) -> Result<Self, Error> {
+        first_that_answers(server, |server| {
+            let driver = Arc::new(Driver::open(server, player.agent_config(server))?);
+            let request = driver.begin(&operation)?;
+            let mut receiver = Receiver::default();
+            loop {
+                if let Some(outcome) = Driver::take_outcome(&mut driver.lock(), request) {
+                    outcome?;
+                    break;
+                }
+                driver.turn(&mut receiver);
+            }
+            let thread = Arc::clone(&driver);
+            thread::Builder::new()
+                .name("waypost".to_owned())
+                .spawn(move || thread.run())?;
+            Ok(Self { driver })
+        })
+    }
+
+    /// The join code to share. It changes only with [`SessionEvent::CodeChanged`].
+    ///
+    /// # Errors
+    /// If the seat is gone: why.
+    pub fn code(&self) -> Result<JoinCode, Error> {
+        self.seat(|seat| seat.code())
+    }
+
+    /// The own id.
+    ///
+    /// # Errors
+    /// If the seat is gone: why.
+    pub fn id(&self) -> Result<SeatId, Error> {
+        self.seat(|seat| seat.id())
+    }
+
+    /// What [`Session::resume`] takes, after a restart of the program for instance. As secret as a password.
+    ///
+    /// # Errors
+    /// If the seat is gone: why.
+    pub fn ticket(&self) -> Result<Vec<u8>, Error> {
+        self.seat(|seat| seat.ticket.clone())
+    }
+
+    /// The own address as the server sees it.
+    ///
+    /// # Errors
+    /// If the seat is gone: why.
+    pub fn mapped_addr(&self) -> Result<Option<SocketAddr>, Error> {
+        self.seat(|seat| seat.mapped.map(SocketAddr::from))
+    }
+
+    fn seat<T>(&self, read: impl FnOnce(&waypost_proto::agent::Seat) -> T) -> Result<T, Error> {
+        let core = self.driver.lock();
+        match (core.end, core.agent.seat()) {
+            (None, Some(seat)) => Ok(read(seat)),
+            (Some(end), _) => Err(end.into()),
+            (None, None) => Err(Error::Left),
+        }
+    }
+
+    /// The local address of the session's socket.
+    ///
+    /// # Errors
+    /// Those of [`std::net::UdpSocket::local_addr`].
+    pub fn local_addr(&self) -> Result<SocketAddr, Error> {
+        Ok(self.driver.local_addr()?)
+    }
+
+    /// The other members, in the order of their seats.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        let core = self.driver.lock();
+        let host = core.agent.session().host;
+        core.agent
+            .members()
+            .map(|member| Member {
+                id: member.id,
+                data: member.data.clone(),
+                is_host: host == Some(member.id),
+                is_relay_only: member.is_relay_only(),
+                path: core.agent.path(member.id).unwrap_or_default(),
+            })
+            .collect()
+    }
+
+    /// Whether this player is the host.
+    #[must_use]
+    pub fn is_host(&self) -> bool {
+        self.driver.lock().agent.is_host()
+    }
+
+    /// The session's name, if it has one and it is known.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        self.driver.lock().agent.session().name.clone()
+    }
+
+    /// What the host wants known.
+    #[must_use]
+    pub fn metadata(&self) -> Vec<u8> {
+        self.driver.lock().agent.session().metadata.clone()
+    }
+
+    /// Seats in the session.
+    #[must_use]
+    pub fn max_members(&self) -> u8 {
+        self.driver.lock().agent.session().max_members
+    }
+
+    /// Whether nobody may join now.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.has_flag(session_flags::LOCKED)
+    }
+
+    /// Whether this is a match that still waits for players.
+    #[must_use]
+    pub fn is_forming(&self) -> bool {
+        self.has_flag(session_flags::FORMING)
+    }
+
+    fn has_flag(&self, flag: u32) -> bool {
+        self.driver.lock().agent.session().flags & flag != 0
+    }
+
+    /// How the NAT maps, if that has been found out.
+    #[must_use]
+    pub fn nat_mapping(&self) -> Option<NatMapping> {
+        self.driver.lock().agent.nat_mapping()
+    }
+
+    /// The server's clock, Unix milliseconds: the same for all members, up to half a round trip.
+    #[must_use]
+    pub fn server_unix_ms(&self) -> Option<u64> {
+        self.driver.lock().agent.server_unix_ms(self.driver.now())
+    }
+
+    /// The next thing that happened, waiting for it for at most `timeout` (`None`: for ever). The last ones come even after the
+    /// seat is gone.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`]; once the seat is gone and all is told: why.
+    pub fn next_event(&self, timeout: Option<Duration>) -> Result<SessionEvent, Error> {
+        self.wait_for(timeout, |core| core.events.pop_front())
+    }
+
+    /// Waits until there is another member, and returns one.
+    ///
+    /// # Errors
+    /// As [`Session::next_event`].
+    pub fn wait_member(&self, timeout: Option<Duration>) -> Result<SeatId, Error> {
+        self.wait_for(timeout, |core| {
+            core.agent.members().next().map(|member| member.id)
+        })
+    }
+
+    /// Waits until a match has all its players.
+    ///
+    /// # Errors
+    /// As [`Session::next_event`].
+    pub fn wait_formed(&self, timeout: Option<Duration>) -> Result<(), Error> {
+        self.wait_for(timeout, |core| {
+            let forming = core.agent.session().flags & session_flags::FORMING != 0;
+            (core.agent.seat().is_some() && !forming).then_some(())
+        })
+    }
+
+    fn wait_for<T>(
+        &self,
+        timeout: Option<Duration>,
+        mut ready: impl FnMut(&mut crate::driver::Core) -> Option<T>,
+    ) -> Result<T, Error> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut core = self.driver.lock();
+        let mut time_left = true;
+        loop {
+            if let Some(value) = ready(&mut core) {
+                return Ok(value);
+            }
+            if let Some(end) = core.end {
+                return Err(end.into());
+            }
+            if !time_left {
+                return Err(Error::TimedOut);
+            }
+            (core, time_left) = self.driver.wait(core, deadline);
+        }
+    }
+
+    /// The link to a member.
+    ///
+    /// # Errors
+    /// [`Error::MemberLeft`] if nobody with this id is there; if the seat is gone: why.
+    pub fn link(&self, member: SeatId) -> Result<Link, Error> {
+        Link::new(Arc::clone(&self.driver), member)
+    }
+
+    fn perform(
+        &self,
+        operation: impl FnOnce(&mut Agent, Millis) -> Result<RequestId, Refused>,
+    ) -> Result<(), Error> {
+        self.driver.perform(operation).map(|_| ())
+    }
+
+    /// Removes a member for the session's life. Only the host may.
+    ///
+    /// # Errors
+    /// [`Error`], of which `Silent` and `Rejected` are the server's.
+    pub fn kick(&self, member: SeatId) -> Result<(), Error> {
+        self.perform(|agent, now| agent.kick(now, member))
+    }
+
+    /// Makes another member the host. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn transfer(&self, member: SeatId) -> Result<(), Error> {
+        self.perform(|agent, now| agent.transfer(now, member))
+    }
+
+    /// Changes what lists and members show of the session. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn set_metadata(&self, metadata: &[u8]) -> Result<(), Error> {
+        self.update(SessionUpdate {
+            metadata: Some(metadata.to_vec()),
+            ..SessionUpdate::default()
+        })
+    }
+
+    /// Changes what joining takes; empty for nothing. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn set_password(&self, password: &str) -> Result<(), Error> {
+        self.update(SessionUpdate {
+            password: Some(password.to_owned()),
+            ..SessionUpdate::default()
+        })
+    }
+
+    /// Changes the number of seats. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn set_max_members(&self, max_members: u8) -> Result<(), Error> {
+        self.update(SessionUpdate {
+            max_members: Some(max_members),
+            ..SessionUpdate::default()
+        })
+    }
+
+    fn update(&self, update: SessionUpdate) -> Result<(), Error> {
+        self.perform(|agent, now| agent.update_session(now, update))
+    }
+
+    /// Locks or opens the session. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn set_locked(&self, locked: bool) -> Result<(), Error> {
+        self.perform(|agent, now| agent.set_session_flag(now, session_flags::LOCKED, locked))
+    }
+
+    /// Shows the session in lists, or does not. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn set_listed(&self, listed: bool) -> Result<(), Error> {
+        self.perform(|agent, now| agent.set_session_flag(now, session_flags::LISTED, listed))
+    }
+
+    /// Changes what the other members see of this one.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn set_member_data(&self, data: &[u8]) -> Result<(), Error> {
+        self.perform(|agent, now| agent.update_member(now, data))
+    }
+
+    /// Has this player and a member introduced, after which they try to connect directly.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn introduce(&self, member: SeatId) -> Result<(), Error> {
+        self.perform(|agent, now| agent.introduce(now, Introduce::With(member)))
+    }
+
+    /// Has two members introduced to each other. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn introduce_pair(&self, one: SeatId, other: SeatId) -> Result<(), Error> {
+        self.perform(|agent, now| agent.introduce(now, Introduce::Pair(one, other)))
+    }
+
+    /// Has everybody introduced to everybody. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn introduce_all(&self) -> Result<(), Error> {
+        self.perform(|agent, now| agent.introduce(now, Introduce::All))
+    }
+
+    /// Ends the session for everybody. Only the host may.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn close(&self) -> Result<(), Error> {
+        let result = self.perform(Agent::close);
+        if result.is_ok() {
+            Driver::finish(&mut self.driver.lock(), End::Left);
+        }
+        result
+    }
+
+    /// Leaves and waits until the server has taken notice. Dropping the session leaves without waiting.
+    ///
+    /// # Errors
+    /// As [`Session::kick`].
+    pub fn leave(&self) -> Result<(), Error> {
+        let result = self.perform(Agent::leave);
+        Driver::finish(&mut self.driver.lock(), End::Left);
+        result
+    }
+
+    /// Ends this without leaving: the server holds the seat for a while, and [`Session::resume`] comes back to it.
+    /// Returns the ticket.
+    ///
+    /// # Errors
+    /// If the seat is gone already: why.
+    pub fn suspend(&self) -> Result<Vec<u8>, Error> {
+        let ticket = self.ticket()?;
+        Driver::finish(&mut self.driver.lock(), End::Left);
+        Ok(ticket)
+    }
+}
+
+impl Drop for Session {
+    /// Leaves without waiting: the first LEAVE is sent before this returns, the thread repeats it for a second.
+    fn drop(&mut self) {
+        let mut core = self.driver.lock();
+        if core.end.is_none() {
+            core.stop_at = Some(Instant::now() + FAREWELL);
+            // Without a seat there is nothing to leave, and the thread stops.
+            let _ = core.agent.leave(self.driver.now());
+            self.driver.flush(&mut core);
+        }
+    }
+}

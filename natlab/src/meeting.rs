@@ -1,0 +1,165 @@
+//! One meeting: the server and two players, as processes in a laboratory, and what the players report.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use serde::Deserialize;
+
+use crate::namespace::{Lab, LabError, Nat, Side};
+
+/// The programs that meet.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The server.
+    pub server: PathBuf,
+    /// A player.
+    pub player: PathBuf,
+}
+
+/// What one player reports of a conversation.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+pub struct Meeting {
+    /// `direct` or `relayed`, when the conversation began.
+    pub path: String,
+    /// Milliseconds from being seated, and knowing the other, to the direct path, if there is one.
+    pub connect_ms: Option<u64>,
+    /// Datagrams sent.
+    pub sent: u32,
+    /// Datagrams that came, each counted once.
+    pub received: u32,
+    /// Datagrams that did not come.
+    pub lost: u32,
+    /// Datagrams that came again.
+    pub duplicated: u32,
+    /// Datagrams that were not what was sent.
+    pub corrupted: u32,
+}
+
+/// A process that is ended when it is dropped. What it prints goes nowhere once nobody reads it any more, but the pipe
+/// stays open as long as the process.
+struct Guarded(Child, Option<BufReader<ChildStdout>>);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Lets two players behind these NATs meet on a server, and returns what each of them reports. `server_options` and
+/// `player_options` are added to the command lines.
+///
+/// # Errors
+/// What could not be set up, or what the players said instead of a report.
+pub fn meet(
+    programs: &Programs,
+    (a, b): (Nat, Nat),
+    server_options: &[&str],
+    player_options: &[&str],
+) -> Result<[Meeting; 2], LabError> {
+    let lab = Lab::new(a, b)?;
+    let scratch = Scratch::new()?;
+    let address = format!("{}:3478", Lab::SERVER_IP);
+    let mut server = spawn(
+        lab.in_public(&programs.server)
+            .args(["--listen", &address, "--admin", "off", "--shards", "2"])
+            .args(["--log-level", "error", "--state-dir"])
+            .arg(&scratch.0)
+            .args(server_options),
+    )?;
+    await_line(&mut server, "listening udp")?;
+    let code_file = scratch.0.join("code");
+    let player = |side, role| {
+        let mut command = lab.in_player(side, &programs.player);
+        command
+            .args([role, "--server", &address, "--code-file"])
+            .arg(&code_file)
+            .args(player_options);
+        spawn(&mut command)
+    };
+    let host = player(Side::A, "host")?;
+    let guest = player(Side::B, "join")?;
+    Ok([report(host, "the host")?, report(guest, "the guest")?])
+}
+
+fn spawn(command: &mut Command) -> Result<Guarded, LabError> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .map(|child| Guarded(child, None))
+        .map_err(|error| LabError(format!("{command:?}: {error}")))
+}
+
+/// Waits until the process has printed a line that begins like this.
+fn await_line(process: &mut Guarded, begins: &str) -> Result<(), LabError> {
+    let output = process
+        .0
+        .stdout
+        .take()
+        .ok_or_else(|| LabError("the output is taken".to_owned()))?;
+    let mut reader = BufReader::new(output);
+    let mut line = String::new();
+    while reader
+        .read_line(&mut line)
+        .map_err(|error| LabError(error.to_string()))?
+        > 0
+    {
+        if line.starts_with(begins) {
+            process.1 = Some(reader);
+            return Ok(());
+        }
+        line.clear();
+    }
+    Err(LabError(format!("the server ended without '{begins}'")))
+}
+
+/// The last line of a player's output, as its report.
+fn report(mut player: Guarded, who: &str) -> Result<Meeting, LabError> {
+    let output = player
+        .0
+        .stdout
+        .take()
+        .ok_or_else(|| LabError("the output is taken".to_owned()))?;
+    let mut last = String::new();
+    for line in BufReader::new(output).lines() {
+        last = line.map_err(|error| LabError(error.to_string()))?;
+    }
+    let status = player
+        .0
+        .wait()
+        .map_err(|error| LabError(error.to_string()))?;
+    let meeting = serde_json::from_str(&last)
+        .map_err(|error| LabError(format!("{who} said '{last}' ({status}): {error}")))?;
+    if status.success() {
+        Ok(meeting)
+    } else {
+        Err(LabError(format!("{who} ended with {status}: {last}")))
+    }
+}
+
+/// A directory of this meeting.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self, LabError> {
+        let unique = format!(
+            "natlab-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        );
+        let path = std::env::temp_dir().join(unique.replace(['(', ')'], ""));
+        std::fs::create_dir_all(&path)
+            .map_err(|error| LabError(format!("{}: {error}", path.display())))?;
+        let _ = std::fs::remove_file(Path::join(&path, "code"));
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,253 @@
+//! Starting the real program: what a newcomer sees, and that whatever is wrong ends in one clear line.
+
+// A test may not go on after what it needs has failed, and a filter for system calls can be installed only by unsafe code.
+#![allow(clippy::unwrap_used, unsafe_code)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::UdpSocket;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use waypost_proto::wire::stun::{Class, Message, MessageWriter, TransactionId, attr, method};
+
+/// The server on ports that the kernel chooses.
+fn server(options: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_waypost-server"));
+    command
+        .env_clear()
+        .args(["--listen", "127.0.0.1:0", "--probe-port", "0"])
+        .args(["--admin", "off", "--shards", "1"])
+        .args(["--state-dir", env!("CARGO_TARGET_TMPDIR")])
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+struct Guarded(Child);
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts it and returns the lines that it prints up to the hints, with the process.
+fn start(mut command: Command) -> (Guarded, Vec<String>) {
+    let mut child = Guarded(command.spawn().unwrap());
+    let output = BufReader::new(child.0.stdout.take().unwrap());
+    let lines = output.lines().map(Result::unwrap);
+    let mut hints = 0;
+    let mut seen = Vec::new();
+    for line in lines {
+        hints += usize::from(line.starts_with("try: "));
+        seen.push(line);
+        if hints == 2 {
+            return (child, seen);
+        }
+    }
+    let mut error = String::new();
+    child
+        .0
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut error)
+        .unwrap();
+    panic!("it did not start: {seen:?} {error}");
+}
+
+/// Lets it fail and returns the one line it says.
+fn refuse(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+    assert!(error.starts_with("waypost-server: "), "{error}");
+    error
+}
+
+fn address(lines: &[String], kind: &str) -> String {
+    let prefix = format!("listening {kind} ");
+    lines
+        .iter()
+        .find_map(|line| line.strip_prefix(&prefix))
+        .unwrap()
+        .to_owned()
+}
+
+fn ask_binding(address: &str) {
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    let mut request = Vec::new();
+    let id = TransactionId(*b"twelve bytes");
+    MessageWriter::new(&mut request, method::BINDING, Class::Request, id).finish();
+    client.send_to(&request, address).unwrap();
+    let mut answer = [0; 100];
+    let (len, from) = client.recv_from(&mut answer).unwrap();
+    assert_eq!(from.to_string(), address);
+    let answer = Message::parse(&answer[..len]).unwrap();
+    assert_eq!(
+        answer.find_xor_addr(attr::XOR_MAPPED_ADDRESS).unwrap(),
+        client.local_addr().unwrap().into()
+    );
+}
+
+#[test]
+fn it_says_where_it_listens_and_answers_there() {
+    for io in ["uring", "mmsg"] {
+        let (_server, lines) = start(server(&["--io", io]));
+        for kind in ["udp", "probe"] {
+            ask_binding(&address(&lines, kind));
+        }
+    }
+}
+
+#[test]
+fn it_answers_from_every_address_of_a_wildcard() {
+    let mut command = server(&[]);
+    command.args(["--listen", "0.0.0.0:0"]);
+    let (_server, lines) = start(command);
+    let wildcard = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("listening udp "))
+        .nth(1)
+        .unwrap();
+    let port = wildcard.rsplit(':').next().unwrap();
+    ask_binding(&format!("127.0.0.1:{port}"));
+}
+
+#[test]
+fn a_port_in_use_names_the_owner_finder_or_another_port() {
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap().to_string();
+    let error = refuse(server(&["--listen", &at]));
+    assert!(error.contains(&at) && error.contains("in use"), "{error}");
+}
+
+#[test]
+fn another_server_on_the_same_port_is_an_error_and_does_not_share_it() {
+    let (_server, lines) = start(server(&[]));
+    let at = address(&lines, "udp");
+    let error = refuse(server(&["--listen", &at]));
+    assert!(error.contains("in use"), "{error}");
+}
+
+#[test]
+fn an_address_of_another_host_is_named() {
+    let error = refuse(server(&["--listen", "192.0.2.1:3478"]));
+    assert!(error.contains("192.0.2.1:3478"), "{error}");
+}
+
+#[test]
+fn unknown_options_and_bad_values_are_one_line() {
+    let error = refuse(server(&["--shard", "1"]));
+    assert!(error.contains("--shards"), "{error}");
+    let error = refuse(server(&["--coalesce-us", "lots"]));
+    assert!(error.contains("coalesce"), "{error}");
+}
+
+#[test]
+fn too_few_open_files_name_the_remedy() {
+    let mut command = server(&["--io", "uring"]);
+    let few = rustix::process::Rlimit {
+        current: Some(64),
+        maximum: Some(64),
+    };
+    // SAFETY: one system call between fork and exec; nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::setrlimit(rustix::process::Resource::Nofile, few)?;
+            Ok(())
+        });
+    }
+    let error = refuse(command);
+    assert!(error.contains("open files"), "{error}");
+}
+
+/// Makes io_uring_setup fail with EPERM in the child, as the default profile of container engines does (seccomp(2)).
+fn without_io_uring(command: &mut Command) {
+    const IO_URING_SETUP: u32 = 425;
+    const LOAD_NUMBER: u16 = 0x20;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const ALLOW: u32 = 0x7fff_0000;
+    const ERRNO: u32 = 0x0005_0000;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut filter = [
+        step(LOAD_NUMBER, 0, 0, 0),
+        step(JUMP_IF_EQUAL, 0, 1, IO_URING_SETUP),
+        step(RETURN, 0, 0, ERRNO | libc::EPERM as u32),
+        step(RETURN, 0, 0, ALLOW),
+    ];
+    // SAFETY: two system calls between fork and exec; the filter is moved into the closure and lives until they return.
+    unsafe {
+        command.pre_exec(move || {
+            let program = libc::sock_fprog {
+                len: filter.len() as u16,
+                filter: filter.as_mut_ptr(),
+            };
+            let done = libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, 2, &raw const program, 0, 0) == 0;
+            if done {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            }
+        });
+    }
+}
+
+#[test]
+fn without_io_uring_auto_serves_with_one_warning_and_uring_refuses() {
+    let mut command = server(&["--io", "auto", "--log-format", "json"]);
+    without_io_uring(&mut command);
+    let (mut server_process, lines) = start(command);
+    ask_binding(&address(&lines, "udp"));
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&server_process.0),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    assert!(server_process.0.wait().unwrap().success());
+    let mut log = String::new();
+    let mut stderr = server_process.0.stderr.take().unwrap();
+    stderr.read_to_string(&mut log).unwrap();
+    let warnings: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("\"WARN\""))
+        .collect();
+    assert_eq!(warnings.len(), 1, "{log}");
+    assert!(warnings[0].contains("recvmmsg"), "{log}");
+
+    let mut command = server(&["--io", "uring"]);
+    without_io_uring(&mut command);
+    let error = refuse(command);
+    assert!(
+        error.contains("io_uring") && error.contains("seccomp"),
+        "{error}"
+    );
+}
+
+#[test]
+fn help_and_doctor_end_well() {
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["doctor"],
+        &["--check-config"],
+        &["--print-config"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_waypost-server"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        assert!(!output.stdout.is_empty(), "{arguments:?}");
+    }
+}
