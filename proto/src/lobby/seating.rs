@@ -294,6 +294,8 @@ impl Lobby {
         )?;
         let entry = &mut self.sessions[session];
         entry.restored = true;
+        // Newcomers are kept off the lower seats, whose members are likely to be on their way back.
+        entry.next_seat = ticket.max_members - ticket.max_members / 4;
         entry.awaits_host = true;
         entry.host = ticket.handle.id.seat;
         turn.counters.count(Counter::SessionsRestored);
