@@ -299,13 +299,27 @@ impl Scenario {
                             .with_agent(player, |agent, now| agent.leave(now))?;
                         self.world.advance(16_000)?;
                     }
-                    self.join(player)?;
-                    self.wait_for_seat(player)?;
+                    self.join_or_wait(player)?;
                 }
             }
-            None => self.meet()?,
+            None => {
+                // Seats that their owners have lost sight of are given up.
+                self.world.advance(45_000)?;
+                self.meet()?;
+            }
         }
         self.expect_connected(60_000, false)
+    }
+
+    /// Joins; where the server still has a seat for this very address, once more when that has been given up.
+    fn join_or_wait(&mut self, player: usize) -> Result<(), Violation> {
+        self.join(player)?;
+        if self.wait_for_seat(player).is_err() {
+            self.world.advance(45_000)?;
+            self.join(player)?;
+            self.wait_for_seat(player)?;
+        }
+        Ok(())
     }
 
     /// Within `patience_ms` every application hears every other one. `fresh` pairs have just been introduced, with nothing
