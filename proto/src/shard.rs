@@ -29,6 +29,9 @@ pub use credential::{RendezvousAccess, time_limited_password};
 pub use inspection::Inspection;
 pub use owner::Placement;
 
+/// A timer that is so late means that this shard stood still, milliseconds.
+const STANDSTILL_MS: u64 = 2_000;
+
 /// What a socket is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SocketRole {
@@ -437,8 +440,13 @@ impl Shard {
         self.lobby.handle_door(turn!(self, now), request)
     }
 
-    /// Lets time pass.
+    /// Lets time pass. If that comes much later than [`Shard::poll_timeout`] asked, because the process or the machine stood
+    /// still, nobody loses a seat by it.
     pub fn handle_timeout(&mut self, now: Millis) {
+        let late_ms = self.wheel.next_timeout().map_or(0, |due| now.since(due));
+        if late_ms > STANDSTILL_MS {
+            self.lobby.excuse_silence(now);
+        }
         let mut fired = std::mem::take(&mut self.fired);
         self.wheel.advance(now, &mut fired);
         for key in fired.drain(..) {

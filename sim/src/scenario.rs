@@ -32,6 +32,8 @@ enum Trouble {
     NatReboot(usize),
     /// The server is killed and comes back with so many shards, with its secret or without.
     ServerRestart(u16, bool),
+    /// The server's machine stands still for so many seconds.
+    Standstill(u64),
     /// A machine sleeps for so many seconds.
     Sleep(usize, u64),
     /// A player leaves and joins again.
@@ -142,13 +144,14 @@ impl Scenario {
         let rng = &mut self.world.rng;
         for _ in 0..rng.random_range(1..=3) {
             let who = rng.random_range(0..self.places.len());
-            let trouble = match rng.random_range(0..9) {
+            let trouble = match rng.random_range(0..10) {
                 0 | 1 => Trouble::NatReboot(who),
                 2 | 3 => Trouble::ServerRestart(rng.random_range(1..=3), true),
                 4 => Trouble::ServerRestart(rng.random_range(1..=3), false),
                 5 => Trouble::Sleep(who, rng.random_range(5..90)),
                 6 => Trouble::Rejoin(who),
                 7 => Trouble::Storm,
+                8 => Trouble::Standstill(rng.random_range(1..100)),
                 _ => Trouble::Nothing,
             };
             self.troubles.push(trouble);
@@ -263,6 +266,7 @@ impl Scenario {
                     return self.meet_again();
                 }
             }
+            Trouble::Standstill(secs) => self.stand_still(secs)?,
             Trouble::Rejoin(player) => {
                 self.world
                     .with_agent(player, |agent, now| agent.leave(now))?;
@@ -278,6 +282,24 @@ impl Scenario {
         }
         // Two keepalives, then time to punch.
         self.expect_connected(60_000, false)
+    }
+
+    /// Nobody loses a seat because the server's machine stood still.
+    fn stand_still(&mut self, secs: u64) -> Result<(), Violation> {
+        self.world.server_asleep_until = self.world.now + secs * 1000;
+        self.world.advance(secs * 1000 + 1)?;
+        let seats: Vec<bool> = (0..self.places.len())
+            .map(|player| self.seat_code(player).is_some())
+            .collect();
+        self.world.advance(40_000)?;
+        for (player, had_seat) in seats.into_iter().enumerate() {
+            if had_seat && self.seat_code(player).is_none() {
+                return Err(Violation(format!(
+                    "player {player} lost its seat by the standstill"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Whoever has lost its seat joins whoever has one, as people do.

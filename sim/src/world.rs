@@ -81,6 +81,8 @@ pub struct World {
     pub ports_have_changed: bool,
     /// What has been seen.
     pub checker: Checker,
+    /// The server's machine stands still until then; what is sent to it meanwhile is lost.
+    pub server_asleep_until: u64,
     server: Addr,
     secret: [u8; 32],
     agenda: BTreeMap<(u64, u64), Item>,
@@ -108,6 +110,7 @@ impl World {
             shards: Vec::new(),
             ports_have_changed: false,
             checker: Checker::default(),
+            server_asleep_until: 0,
             server,
             secret: [0; 32],
             agenda: BTreeMap::new(),
@@ -330,6 +333,9 @@ impl World {
     }
 
     fn arrive_at_server(&mut self, packet: &Packet) -> Result<(), Violation> {
+        if self.server_asleep_until > self.now {
+            return Ok(());
+        }
         self.checker.server_heard(packet.from);
         let socket = u16::from(packet.to.port() == SERVER_PORTS[1]);
         let socket = SocketIndex(socket);
@@ -451,14 +457,17 @@ impl World {
 
     fn next_stop(&self) -> u64 {
         let item = self.agenda.keys().next().map(|(at, _)| *at);
-        let shards = self.shards.iter().filter_map(Shard::poll_timeout);
+        let asleep_until = self.server_asleep_until;
+        let shards = self
+            .shards
+            .iter()
+            .filter_map(|shard| Some(shard.poll_timeout()?.0.max(asleep_until)));
         let agents = self.hosts.iter().filter_map(|host| {
             let at = host.agent.as_ref()?.poll_timeout()?;
             let at = at.0.saturating_sub(host.clock_ahead_ms);
             Some(at.max(host.asleep_until))
         });
         shards
-            .map(|at| at.0)
             .chain(agents)
             .chain(item)
             .chain([self.next_talk])
@@ -505,10 +514,12 @@ impl World {
                 }
             }
         }
-        for shard in &mut self.shards {
-            shard.handle_timeout(Millis(now));
+        if self.server_asleep_until <= now {
+            for shard in &mut self.shards {
+                shard.handle_timeout(Millis(now));
+            }
+            self.drain_shards()?;
         }
-        self.drain_shards()?;
         for host in 0..self.hosts.len() {
             if self.hosts[host].asleep_until > now {
                 continue;

@@ -446,7 +446,8 @@ impl Lobby {
             self.close_session(turn, session, LeaveReason::Expired);
             return;
         }
-        if self.members[index].silence_ends(self.config.seat_hold_secs) <= turn.now {
+        let is_excused = turn.now < self.excused_until && !self.members[index].departing;
+        if self.members[index].silence_ends(self.config.seat_hold_secs) <= turn.now && !is_excused {
             if self.members[index].departing {
                 self.forget_departed(index);
             } else {
@@ -479,7 +480,11 @@ impl Lobby {
         let hold_secs = self.config.seat_hold_secs;
         let ends = self.session_ends(index);
         let member = &mut self.members[index];
-        let silence = member.silence_ends(hold_secs).min(ends);
+        let mut silence = member.silence_ends(hold_secs);
+        if silence <= turn.now {
+            silence = silence.max(self.excused_until);
+        }
+        let silence = silence.min(ends);
         let at = member
             .in_flight
             .as_ref()

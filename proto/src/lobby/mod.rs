@@ -209,13 +209,21 @@ pub(crate) struct Turn<'a> {
 pub(crate) enum TimerKey {
     Member(u32, u32),
     Session(u32, u32),
+    /// Nobody's: as long as there are members, it comes so often that its lateness shows a standstill.
+    Pulse,
 }
+
+/// Between two pulses.
+const PULSE_MS: u64 = 1_000;
 
 /// An error answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Reject(pub u16);
 
 type Outcome = Result<(), Reject>;
+
+/// What is added to the keepalive interval when silence is excused.
+const EXCUSE_MS: u64 = 5_000;
 
 /// The key of sessions that do not exist: nobody's password leads to it.
 const NO_PASSWORD_FITS: [u8; 16] = [0; 16];
@@ -235,6 +243,10 @@ pub struct Lobby {
     failures: FailureBuckets,
     /// The match that was completed last: a copy of the request that completed it may be right behind.
     last_formed: Option<JoinCode>,
+    /// Until then nobody is held to have been silent: this shard itself stood still.
+    excused_until: Millis,
+    /// Whether the next pulse is set.
+    has_pulse: bool,
     next_uid: u32,
 }
 
@@ -255,6 +267,8 @@ impl Lobby {
             shard,
             shard_count,
             last_formed: None,
+            excused_until: Millis(0),
+            has_pulse: false,
             next_uid: 0,
         }
     }
@@ -300,6 +314,25 @@ impl Lobby {
         match key {
             TimerKey::Member(index, uid) => self.handle_member_timer(turn, index, uid),
             TimerKey::Session(index, uid) => self.handle_session_timer(turn, index, uid),
+            TimerKey::Pulse => {
+                self.has_pulse = false;
+                if self.members.len() > 0 {
+                    self.begin_pulse(turn);
+                }
+            }
+        }
+    }
+
+    /// This shard has stood still, so what members sent meanwhile may be lost or late: they get the time of a keepalive and
+    /// some of its repetitions before their silence counts.
+    pub(crate) fn excuse_silence(&mut self, now: Millis) {
+        self.excused_until = now.plus_secs(self.config.keepalive_secs) + EXCUSE_MS;
+    }
+
+    fn begin_pulse(&mut self, turn: &mut Turn<'_>) {
+        if !self.has_pulse {
+            self.has_pulse = true;
+            turn.wheel.schedule(turn.now + PULSE_MS, TimerKey::Pulse);
         }
     }
 

@@ -486,6 +486,7 @@ impl Lobby {
         };
         entry.set_occupant(id.seat, Some(index));
         turn.counters.count(Counter::SeatsTaken);
+        self.begin_pulse(turn);
         if shown_to_others {
             self.log(session, EventKind::MemberJoined, 0, id);
             self.members[index].roster = self.others(session, index);
