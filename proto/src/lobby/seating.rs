@@ -294,6 +294,8 @@ impl Lobby {
         )?;
         let entry = &mut self.sessions[session];
         entry.restored = true;
+        // Newcomers are kept off the lower seats, whose members are likely to be on their way back.
+        entry.next_seat = ticket.max_members - ticket.max_members / 4;
         entry.awaits_host = true;
         entry.host = ticket.handle.id.seat;
         turn.counters.count(Counter::SessionsRestored);
@@ -398,6 +400,7 @@ impl Lobby {
                 restored: false,
                 expires_at,
                 unseated_until: Millis(0),
+                next_seat: 0,
                 seats: Vec::new(),
                 reserved: Vec::new(),
                 banned: Vec::new(),
@@ -427,6 +430,7 @@ impl Lobby {
         session: u32,
         id: Option<SeatId>,
     ) -> Result<u32, Reject> {
+        let by_ticket = id.is_some();
         let entry = &self.sessions[session];
         let id = match id {
             Some(id) => id,
@@ -473,7 +477,14 @@ impl Lobby {
         };
         take_member_part(&mut member, fields);
         let index = self.members.insert(member).ok_or(Reject(code::CAPACITY))?;
-        self.sessions[session].set_occupant(id.seat, Some(index));
+        let entry = &mut self.sessions[session];
+        let behind = id.seat.saturating_add(1);
+        entry.next_seat = if by_ticket {
+            entry.next_seat.max(behind)
+        } else {
+            behind
+        };
+        entry.set_occupant(id.seat, Some(index));
         turn.counters.count(Counter::SeatsTaken);
         if shown_to_others {
             self.log(session, EventKind::MemberJoined, 0, id);

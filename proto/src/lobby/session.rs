@@ -113,6 +113,9 @@ pub(super) struct Session {
     pub expires_at: Millis,
     /// Until when it waits for bearers of tickets while nobody is seated. A session timer is set as long as that is to come.
     pub unseated_until: Millis,
+    /// Where the search for a free seat begins: behind the seat that was given last, so that what is still under way to
+    /// somebody who has just left does not reach a successor.
+    pub next_seat: u8,
     /// Index of the member in each seat.
     pub seats: Vec<Option<u32>>,
     /// Seats that tickets of the matchmaker's door were issued for.
@@ -142,9 +145,10 @@ impl Session {
         *self.seats.get(usize::from(seat))?
     }
 
-    /// The lowest seat that is neither taken nor reserved.
+    /// A seat that is neither taken nor reserved; the one that has been free for longest, as far as that is known.
     pub fn free_seat(&self) -> Option<u8> {
-        (0..self.max_members).find(|&seat| {
+        let next = self.next_seat.min(self.max_members);
+        (next..self.max_members).chain(0..next).find(|&seat| {
             self.occupant(seat).is_none() && !self.reserved.iter().any(|id| id.seat == seat)
         })
     }

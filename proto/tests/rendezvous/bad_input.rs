@@ -144,7 +144,7 @@ fn flipped_and_cut_requests_for_a_seat_do_no_harm() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
     fn noise_does_no_harm(

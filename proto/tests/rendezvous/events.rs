@@ -296,7 +296,7 @@ fn late_joiners_get_the_roster_of_a_large_session() {
 fn a_seat_that_changes_hands_while_the_roster_is_told_is_told_once() {
     with_each_shard_count(|world| {
         let mut host = Player::new(0);
-        host.host(world, &Wish::of(255));
+        host.host(world, &Wish::of(101));
         let code = host.code();
         let mut players: Vec<Player> = (1..100).map(Player::new).collect();
         for player in &mut players {

@@ -102,7 +102,7 @@ fn whoever_stops_waiting_is_not_matched() {
             let kinds = player.kinds(world);
             assert_eq!(kinds.len(), 5, "{kinds:?}");
             let formed = kinds.iter().find(|(kind, _)| *kind == EventKind::Formed);
-            assert_eq!(formed.map(|(_, seat)| *seat), Some(0), "the host is there");
+            assert_eq!(formed.map(|(_, seat)| *seat), Some(2), "the host is there");
         }
         silent.poll(world);
         let last = silent.events.last().map(|event| event.kind);

@@ -222,7 +222,7 @@ fn a_tampered_ticket_or_a_guessed_token_takes_no_seat() {
 #[test]
 fn a_seat_that_was_left_is_not_resumed() {
     with_each_shard_count(|world| {
-        let mut players = party(world, 3, &Wish::default());
+        let mut players = party(world, 3, &Wish::of(3));
         players[1].leave(world).ok();
         let reply = players[1].try_resume(world, &Wish::default());
         assert_eq!(reply.code(), code::SEAT_GONE);

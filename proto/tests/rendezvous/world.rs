@@ -284,6 +284,46 @@ impl World {
         assert!(routed <= seats.len(), "no routes without members");
     }
 
+    /// Asserts that every member reaches every other one of its session, and nobody else.
+    pub fn check_routes(&mut self) {
+        let inspections = self.inspect();
+        let seats: Vec<_> = inspections
+            .iter()
+            .flat_map(|i| i.seats.clone())
+            .filter(|seat| !seat.is_departing)
+            .collect();
+        for from in &seats {
+            let home = usize::from(from.home);
+            let flow = inspections[home]
+                .flows
+                .iter()
+                .find(|(socket, addr, _)| (*socket, *addr) == (from.socket, from.addr));
+            let (.., flow) = flow.expect("where a member is, there is a flow");
+            if *flow != from.handle {
+                continue; // It has another seat by now.
+            }
+            for seat in 0..8 {
+                let to = seats.iter().find(|to| {
+                    to.handle.code == from.handle.code
+                        && to.handle.id.seat == seat
+                        && !to.is_forming
+                });
+                let datagram = [0x40, seat, 0, 0];
+                let source = ClientAddr(from.addr);
+                let verdict =
+                    self.shards[home].handle_datagram(self.now, from.socket, source, &datagram);
+                match (verdict, to) {
+                    (Verdict::Forward(forward), Some(to)) => {
+                        assert_eq!(forward.route.to, to.addr, "to where that member is");
+                        assert_eq!(forward.header, [0x40, from.handle.id.seat, 0, 0]);
+                    }
+                    (Verdict::Drop(Counter::DropNoRoute), None) => {}
+                    other => panic!("{from:?} to seat {seat}: {other:?}"),
+                }
+            }
+        }
+    }
+
     /// Asserts that nothing is left of anything.
     pub fn check_empty(&mut self) {
         self.check();
