@@ -3,10 +3,10 @@
 //! It works with proved addresses and parsed fields only, and it never relays: it tells the shards, by [`Mail`], which
 //! sources may send and where seats lead. Every table has a capacity.
 //!
-//! * [`seating`]: taking a seat: host, join, match, resume.
-//! * [`conduct`]: what a member does from its seat, and losing it.
-//! * [`events`]: telling members, in order and until they acknowledge.
-//! * [`listing`], [`door`]: lists for clients, the matchmaker's door for operators.
+//! * `seating`: taking a seat: host, join, match, resume.
+//! * `conduct`: what a member does from its seat, and losing it.
+//! * `events`: telling members, in order and until they acknowledge.
+//! * `listing`, [`door`]: lists for clients, the matchmaker's door for operators.
 
 mod attempts;
 mod conduct;
