@@ -107,9 +107,8 @@ mod tests {
             let mut schedule = Schedule::new(rate(slots, seconds), 5, end, u64::MAX);
             let mut count = 0;
             while let Some(Due::Send(slot)) = schedule.take(u64::MAX) {
-                let exact = u128::from(slot.number) * u128::from(seconds * SECOND)
-                    / u128::from(slots)
-                    + 5;
+                let exact =
+                    u128::from(slot.number) * u128::from(seconds * SECOND) / u128::from(slots) + 5;
                 assert_eq!(u128::from(slot.intended_ns), exact, "{slots}/{seconds}");
                 count += 1;
             }

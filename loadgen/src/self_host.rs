@@ -13,6 +13,10 @@ use crate::failure::Failure;
 /// A shard publishes its numbers at least this often.
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(1);
 
+/// More than a member can send.
+const PACKETS_PER_SEC: &str = "10000000";
+const BYTES_PER_SEC: &str = "4294967295";
+
 /// A server on 127.0.0.1, on a port that the kernel chose.
 pub struct SelfHosted {
     server: Server,
@@ -31,8 +35,7 @@ pub struct ServerReport {
 }
 
 impl SelfHosted {
-    /// Starts it on the cores that the generator leaves. It limits neither sessions nor what a member relays, because what
-    /// the load comes to is the generator's to choose.
+    /// Starts it on the cores that the generator leaves. Its limits are beyond what the load comes to.
     ///
     /// # Errors
     /// [`Failure`] with what the server said.
@@ -43,15 +46,19 @@ impl SelfHosted {
             .max(262_144)
             .to_string();
         let shard_option = shards.to_string();
-        let pin = if cores > plan.threads { "true" } else { "false" };
+        let pin = if cores > plan.threads {
+            "true"
+        } else {
+            "false"
+        };
         let options = [
             ("--shards", shard_option.as_str()),
             ("--pin", pin),
             ("--io", plan.io.name()),
             ("--max-sessions", &sessions),
             ("--max-members", &members),
-            ("--member-packets-per-sec", "0"),
-            ("--member-bytes-per-sec", "0"),
+            ("--member-packets-per-sec", PACKETS_PER_SEC),
+            ("--member-bytes-per-sec", BYTES_PER_SEC),
         ]
         .map(|(name, value)| [name, value]);
         let server = Server::start_with(options.as_flattened()).map_err(|error| {

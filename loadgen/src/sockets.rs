@@ -34,7 +34,10 @@ pub fn refused(error: &io::Error) -> Failure {
         }
         _ => "raise the limit of open files (ulimit -n) or lower --sessions",
     };
-    Failure::configuration(format!("a member's socket cannot be opened: {error}"), remedy)
+    Failure::configuration(
+        format!("a member's socket cannot be opened: {error}"),
+        remedy,
+    )
 }
 
 /// 127.1.0.1 and on; 127.0.0.0/16 is left to servers.

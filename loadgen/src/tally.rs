@@ -100,11 +100,7 @@ impl Tally {
 
     fn note_reason(&mut self, reason: String, times: u64) {
         let full = self.reasons.len() >= REASONS_MAX && !self.reasons.contains_key(&reason);
-        let reason = if full {
-            "other reasons".into()
-        } else {
-            reason
-        };
+        let reason = if full { "other reasons".into() } else { reason };
         *self.reasons.entry(reason).or_default() += times;
     }
 
