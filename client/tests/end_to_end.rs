@@ -524,6 +524,25 @@ fn an_operators_credential_opens_a_closed_server() {
 }
 
 #[test]
+fn members_of_different_families_are_relayed_to_each_other() {
+    if UdpSocket::bind("[::1]:0").is_err() {
+        eprintln!("SKIPPED: this host has no IPv6");
+        return;
+    }
+    let server = Server::start_with(&["--listen", "127.0.0.1:0", "--listen", "[::1]:0"]).unwrap();
+    let [four, six] = server.main_addrs()[..] else {
+        panic!("two addresses were asked for");
+    };
+    let host = Session::host(four, hosting(PathPolicy::RelayOnly)).unwrap();
+    let code = host.code().unwrap().to_string();
+    let guest = Session::join(six, &code, joining(PathPolicy::RelayOnly)).unwrap();
+    host.wait_member(Some(LONG)).unwrap();
+    guest.wait_member(Some(LONG)).unwrap();
+    let (down, up) = links(&host, &guest);
+    exchange(&down, &up);
+}
+
+#[test]
 fn ipv6() {
     if UdpSocket::bind("[::1]:0").is_err() {
         println!("skipped: this host has no IPv6");

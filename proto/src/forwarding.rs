@@ -1,6 +1,6 @@
 //! The relay: one lookup from where a datagram came to where it goes.
 //!
-//! A [`Flow`] is what a source address on one socket may do; its channels index a dense set of [`Route`]s that all flows
+//! A `Flow` is what a source address on one socket may do; its channels index a dense set of [`Route`]s that all flows
 //! of a session on this shard share. So the packet path is one hash probe and one indexed read, and a session of N
 //! members costs N routes per shard, not N squared. Nothing here knows who is a member or why: the lobby installs and
 //! removes, and this table is complete without it.

@@ -174,6 +174,16 @@ impl Checker {
     }
 }
 
+/// A host sends to where somebody is whose addresses are nobody's business.
+///
+/// # Errors
+/// Always; for use where it happened.
+pub fn leaked(host: usize, to: Addr) -> Result<(), Violation> {
+    Err(Violation(format!(
+        "host {host} sends to {to}, the address of a relay-only member"
+    )))
+}
+
 /// What NAT theory says about a pair that uses this method.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Expected {

@@ -3,7 +3,7 @@
 
 use rand::RngExt;
 use waypost_proto::addr::Addr;
-use waypost_proto::agent::{Agent, HostConfig, Path, Target};
+use waypost_proto::agent::{Agent, HostConfig, Path, PathPolicy, Target};
 
 use crate::Violation;
 use crate::check::{Expected, expected};
@@ -135,7 +135,12 @@ impl Scenario {
                 let same_home = self.places.iter().filter(|place| **place == lan).count();
                 Addr::from_ip_port([192, 168, 0, 2 + same_home as u8].into(), 40_000)
             };
-            world.add_host(lan, addr, |_| ());
+            let policy = match world.rng.random_range(0..8) {
+                0 => PathPolicy::RelayOnly,
+                1 => PathPolicy::RelayFirst,
+                _ => PathPolicy::DirectFirst,
+            };
+            world.add_host(lan, addr, |config| config.policy = policy);
             self.places.push(lan);
         }
     }
@@ -372,6 +377,15 @@ impl Scenario {
             }
             let expected = self.expected(a, b);
             let path = self.world.path(a, b);
+            let policy = |player| self.policy(player);
+            if [policy(a), policy(b)].contains(&PathPolicy::RelayOnly)
+                && matches!(path, Some(Path::Direct | Path::Punching))
+            {
+                return Some(format!("{a} reaches {b} by {path:?}, against their will"));
+            }
+            if policy(a) != PathPolicy::DirectFirst || policy(b) == PathPolicy::RelayOnly {
+                continue;
+            }
             if fresh && self.theory_holds(a, b) && !expected.allows(path) {
                 return Some(format!(
                     "{a} reaches {b} by {path:?}, {expected:?} was expected"
@@ -382,6 +396,12 @@ impl Scenario {
             }
         }
         None
+    }
+
+    fn policy(&self, player: usize) -> PathPolicy {
+        self.world
+            .agent(player)
+            .map_or(PathPolicy::default(), |agent| agent.config().policy)
     }
 
     /// Whether the network is good enough for theory. Where a third of all packets is lost, so are all checks now and then;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use waypost_proto::addr::{Addr, ClientAddr};
-use waypost_proto::agent::{Agent, Config, Event, Path, Probing};
+use waypost_proto::agent::{Agent, Config, Event, Path, PathPolicy, Probing};
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::{LobbyConfig, Mail};
 use waypost_proto::nonce::ServerSecret;
@@ -268,6 +268,9 @@ impl World {
                 break;
             };
             if transmit.to.ip() != self.server.ip() {
+                if self.is_hidden(host, transmit.to) {
+                    crate::check::leaked(host, transmit.to)?;
+                }
                 let peers = self.hosts.len() - 1;
                 self.checker
                     .host_sends(self.now, host, peers, transmit.to)?;
@@ -287,6 +290,30 @@ impl World {
             self.hosts[host].events.push(event);
         }
         Ok(())
+    }
+
+    /// Whether another host that takes the relay only, and shares no NAT with anybody, is seen at this address.
+    fn is_hidden(&self, by: usize, addr: Addr) -> bool {
+        self.hosts.iter().enumerate().any(|(number, host)| {
+            let hidden = host
+                .agent
+                .as_ref()
+                .filter(|agent| number != by && agent.config().policy == PathPolicy::RelayOnly);
+            let mapped = hidden
+                .and_then(|agent| agent.seat())
+                .and_then(|seat| seat.mapped);
+            let alone = || {
+                let shares = |other: &Host| {
+                    let lans = self.net.lans_above(other.lan);
+                    lans.iter()
+                        .any(|lan| *lan != PUBLIC && self.net.lans_above(host.lan).contains(lan))
+                };
+                self.hosts.iter().filter(|other| shares(other)).count() <= 1
+            };
+            hidden.is_some()
+                && (mapped == Some(addr) || host.addr == addr && host.lan == PUBLIC)
+                && alone()
+        })
     }
 
     fn drain_shards(&mut self) -> Result<(), Violation> {

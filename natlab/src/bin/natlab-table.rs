@@ -42,9 +42,9 @@ fn table() -> Result<(), LabError> {
             }
             let [host, guest] = meet(&programs, (a, b), &[], &[])?;
             let slower = host.connect_ms.max(guest.connect_ms);
-            match slower {
-                Some(slower) => print!(" {}, {slower} ms |", host.path),
-                None => print!(" {} |", host.path),
+            match (host.path.as_str(), slower) {
+                ("direct", Some(slower)) => print!(" direct, {slower} ms |"),
+                (path, _) => print!(" {path} |"),
             }
         }
         println!();

@@ -3,10 +3,10 @@
 //! It works with proved addresses and parsed fields only, and it never relays: it tells the shards, by [`Mail`], which
 //! sources may send and where seats lead. Every table has a capacity.
 //!
-//! * [`seating`]: taking a seat: host, join, match, resume.
-//! * [`conduct`]: what a member does from its seat, and losing it.
-//! * [`events`]: telling members, in order and until they acknowledge.
-//! * [`listing`], [`door`]: lists for clients, the matchmaker's door for operators.
+//! * `seating`: taking a seat: host, join, match, resume.
+//! * `conduct`: what a member does from its seat, and losing it.
+//! * `events`: telling members, in order and until they acknowledge.
+//! * `listing`, [`door`]: lists for clients, the matchmaker's door for operators.
 
 mod attempts;
 mod conduct;
@@ -222,9 +222,6 @@ pub(crate) struct Reject(pub u16);
 
 type Outcome = Result<(), Reject>;
 
-/// What is added to the keepalive interval when silence is excused.
-const EXCUSE_MS: u64 = 5_000;
-
 /// The key of sessions that do not exist: nobody's password leads to it.
 const NO_PASSWORD_FITS: [u8; 16] = [0; 16];
 
@@ -323,10 +320,10 @@ impl Lobby {
         }
     }
 
-    /// This shard has stood still, so what members sent meanwhile may be lost or late: they get the time of a keepalive and
-    /// some of its repetitions before their silence counts.
+    /// This shard has stood still, so what members sent meanwhile may be lost, and what they will send comes at long
+    /// intervals: they are taken for heard just now.
     pub(crate) fn excuse_silence(&mut self, now: Millis) {
-        self.excused_until = now.plus_secs(self.config.keepalive_secs) + EXCUSE_MS;
+        self.excused_until = now.plus_secs(self.config.seat_hold_secs);
     }
 
     fn begin_pulse(&mut self, turn: &mut Turn<'_>) {

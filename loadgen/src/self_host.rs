@@ -1,0 +1,98 @@
+//! A server in this process, for runs without a target: how it is started and what its counters say afterwards.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use waypost_server::serve::Server;
+
+use crate::cli::Plan;
+use crate::failure::Failure;
+
+/// A shard publishes its numbers at least this often.
+const PUBLISHED_WITHIN: Duration = Duration::from_secs(1);
+
+/// More than a member can send.
+const PACKETS_PER_SEC: &str = "10000000";
+const BYTES_PER_SEC: &str = "4294967295";
+
+/// A server on 127.0.0.1, on a port that the kernel chose.
+pub struct SelfHosted {
+    server: Server,
+    shards: usize,
+}
+
+/// What a server that ran in this process was and counted.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServerReport {
+    /// Its packet backend.
+    pub io: &'static str,
+    /// Its event loops.
+    pub shards: usize,
+    /// All counters, by name and labels.
+    pub counters: BTreeMap<String, u64>,
+}
+
+impl SelfHosted {
+    /// Starts it on the cores that the generator leaves. Its limits are beyond what the load comes to.
+    ///
+    /// # Errors
+    /// [`Failure`] with what the server said.
+    pub fn start(plan: &Plan, cores: usize) -> Result<Self, Failure> {
+        let shards = cores.saturating_sub(plan.threads).max(1);
+        let sessions = (u64::from(plan.sessions) * 2).max(65_536).to_string();
+        let members = (u64::from(plan.sessions) * u64::from(plan.members) * 2)
+            .max(262_144)
+            .to_string();
+        let shard_option = shards.to_string();
+        let pin = if cores > plan.threads {
+            "true"
+        } else {
+            "false"
+        };
+        let options = [
+            ("--shards", shard_option.as_str()),
+            ("--pin", pin),
+            ("--io", plan.io.name()),
+            ("--max-sessions", &sessions),
+            ("--max-members", &members),
+            ("--member-packets-per-sec", PACKETS_PER_SEC),
+            ("--member-bytes-per-sec", BYTES_PER_SEC),
+        ]
+        .map(|(name, value)| [name, value]);
+        let server = Server::start_with(options.as_flattened()).map_err(|error| {
+            Failure::configuration(
+                format!("no server can be hosted here ({error})"),
+                "remove the cause, or name one with --target",
+            )
+        })?;
+        Ok(Self { server, shards })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.server.main_addr()
+    }
+
+    /// How many of the first cores it is pinned to.
+    pub const fn shards(&self) -> usize {
+        self.shards
+    }
+
+    /// Stops it. Its counters are read when it has none of our sessions left, or is past publishing.
+    pub fn finish(self) -> ServerReport {
+        let metrics = std::sync::Arc::clone(self.server.metrics());
+        let give_up = Instant::now() + PUBLISHED_WITHIN;
+        while metrics.total("waypost_sessions") > 0 && Instant::now() < give_up {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let report = ServerReport {
+            io: self.server.backend(),
+            shards: self.shards,
+            counters: metrics.totals(),
+        };
+        self.server.stop();
+        report
+    }
+}

@@ -1,0 +1,593 @@
+//! One generator thread: many members' sockets in one packet backend, their sessions, and the load on a schedule. A turn:
+//! receive, let agents act, let sessions come and go, send what is due. Per datagram it allocates nothing, takes no lock
+//! and reads no clock.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use ahash::AHashMap;
+use crossbeam::channel::Sender;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
+use waypost_proto::agent::{Agent, Config, Credential, PathPolicy, Probing};
+use waypost_proto::time::Millis;
+use waypost_server::packet_io::{PacketIo, Received, SocketId};
+
+use crate::clock::{Clock, Now};
+use crate::failure::Failure;
+use crate::gate::{Gate, Period};
+use crate::payload::{Expected, Fault, PayloadWriter, Stamp};
+use crate::schedule::{Due, Rate, Schedule};
+use crate::sequence::Arrival;
+use crate::session::{Attention, Member, Place, Stage};
+use crate::sockets;
+use crate::tally::Tally;
+
+/// Sessions of one thread that are set up or closed at the same time.
+const IN_TRANSITION: usize = 64;
+/// Datagrams sent before arrivals are looked after again, so that neither waits long for the other.
+const SENDS_PER_TURN: usize = 64;
+/// Longest sleep.
+const TURN_NS: u64 = 5_000_000;
+/// Every agent is looked after at least this often, because data change what it waits for. Milliseconds.
+const AGENT_MS: u64 = 1_000;
+/// How long the last datagrams may take, nanoseconds.
+const SETTLING_NS: u64 = 1_000_000_000;
+/// How long closing all sessions may take, nanoseconds.
+const EMPTYING_NS: u64 = 10_000_000_000;
+/// A slot that is later than this (or than the limit of the lag, if that is longer) is given up, nanoseconds.
+const GIVE_UP_NS: u64 = 1_000_000_000;
+
+/// What one thread has to do.
+#[derive(Clone)]
+pub struct Share {
+    /// Number of the thread.
+    pub thread: usize,
+    /// Numbers of its sessions.
+    pub places: std::ops::Range<u32>,
+    /// Members of each.
+    pub members: u8,
+    /// Datagrams of this thread.
+    pub rate: Rate,
+    /// Bytes of each.
+    pub size: usize,
+    /// Sessions that this thread replaces: as many per second.
+    pub churn: f64,
+    /// The server.
+    pub server: std::net::SocketAddr,
+    /// For servers that ask for one.
+    pub credential: Option<Credential>,
+    /// Tells runs apart.
+    pub run: u32,
+    /// Where choices come from.
+    pub seed: u64,
+    /// Load before the measured time.
+    pub warm_up: Duration,
+    /// The measured time.
+    pub duration: Duration,
+    /// The verdict's limit of the lag.
+    pub lag_limit: Duration,
+}
+
+/// What a thread reports.
+pub enum Message {
+    /// Its sessions are set up, or have failed.
+    Ready,
+    /// It has ended.
+    Done(Box<Tally>),
+    /// It cannot go on.
+    Failed(Failure),
+}
+
+/// What a thread is at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// Sessions are being set up.
+    Filling,
+    /// The other threads are not ready.
+    Waiting,
+    /// The load runs.
+    Running,
+    /// The last datagrams arrive. Until when.
+    Settling(u64),
+    /// Sessions are closed. Until when.
+    Emptying(u64),
+}
+
+/// One direction between two members, by where they are.
+#[derive(Clone, Copy, Debug)]
+struct Direction {
+    place: u32,
+    from: u8,
+    to: u8,
+}
+
+/// A generator thread.
+pub struct Worker<P> {
+    io: P,
+    clock: Clock,
+    gate: Arc<Gate>,
+    share: Share,
+    config: Config,
+    rng: StdRng,
+    places: Vec<Place>,
+    /// Place and member of each socket.
+    by_socket: AHashMap<SocketId, (u32, u8)>,
+    /// When to look after whose agent.
+    timers: BinaryHeap<Reverse<(Millis, u32, u8)>>,
+    /// Places that want a session.
+    to_open: VecDeque<u32>,
+    /// Places whose session is to be closed.
+    to_close: VecDeque<u32>,
+    /// Places whose session is being set up or closed.
+    in_transition: Vec<u32>,
+    /// All directions, in the order in which they take their turns.
+    directions: Vec<Direction>,
+    schedule: Option<Schedule>,
+    churn: Option<Schedule>,
+    period: Option<Period>,
+    phase: Phase,
+    payload: PayloadWriter,
+    frame: Vec<u8>,
+    tally: Tally,
+    cpu_at_start: Duration,
+    refused_at_start: u64,
+    published_sent: u64,
+    published_opened: u64,
+}
+
+impl<P: PacketIo> Worker<P> {
+    /// A thread's worker over `io`.
+    pub fn new(io: P, share: Share, clock: Clock, gate: Arc<Gate>) -> Self {
+        let config = Config {
+            policy: PathPolicy::RelayOnly,
+            probing: Probing::Off,
+            credential: share.credential.clone(),
+            ..Config::new(share.server.into(), "loadgen")
+        };
+        let mut rng = StdRng::seed_from_u64(share.seed ^ (share.thread as u64) << 48);
+        let count = u32::try_from(share.places.len()).expect("at most a million sessions");
+        let mut directions: Vec<Direction> = (0..count)
+            .flat_map(|place| {
+                let members = share.members;
+                (0..members).flat_map(move |from| {
+                    (0..members)
+                        .filter(move |to| *to != from)
+                        .map(move |to| Direction { place, from, to })
+                })
+            })
+            .collect();
+        directions.shuffle(&mut rng);
+        let members = count as usize * usize::from(share.members);
+        Self {
+            io,
+            clock,
+            gate,
+            config,
+            rng,
+            places: share.places.clone().map(Place::new).collect(),
+            by_socket: AHashMap::with_capacity(members * 2),
+            timers: BinaryHeap::with_capacity(members * 2),
+            to_open: (0..count).collect(),
+            to_close: VecDeque::new(),
+            in_transition: Vec::with_capacity(IN_TRANSITION),
+            directions,
+            schedule: None,
+            churn: None,
+            period: None,
+            phase: Phase::Filling,
+            payload: PayloadWriter::new(share.run, share.size, share.seed),
+            frame: Vec::with_capacity(2048),
+            tally: Tally::default(),
+            cpu_at_start: Duration::ZERO,
+            refused_at_start: 0,
+            published_sent: 0,
+            published_opened: 0,
+            share,
+        }
+    }
+
+    /// Works until the load is over and its sessions are closed.
+    ///
+    /// # Errors
+    /// [`Failure`] if a socket cannot be opened or the backend fails.
+    pub fn run(mut self, messages: &Sender<Message>) -> Result<Tally, Failure> {
+        let mut now = self.clock.now();
+        let mut looked_ms = Millis(0);
+        while !self.gate.is_stopped() {
+            let timeout = Duration::from_nanos(self.wake_ns(now).saturating_sub(now.ns));
+            self.io.turn(Some(timeout)).map_err(|error| {
+                Failure::internal(
+                    format!("the packet backend failed: {error}"),
+                    "try --io mmsg",
+                )
+            })?;
+            now = self.clock.now();
+            while let Some(received) = self.io.next() {
+                self.receive(now, received);
+            }
+            self.run_timers(now);
+            if now.millis() != looked_ms {
+                looked_ms = now.millis();
+                self.advance_phase(now, messages);
+                self.advance_sessions(now)?;
+                if self.phase_is_over(now) {
+                    break;
+                }
+            }
+            now = self.clock.now();
+            self.send_due(now);
+            self.publish();
+        }
+        // What is staged leaves with one more turn.
+        let _ = self.io.turn(Some(Duration::ZERO));
+        Ok(self.tally)
+    }
+
+    /// When there is something to do at the latest.
+    fn wake_ns(&self, now: Now) -> u64 {
+        let mut wake = now.ns + TURN_NS;
+        if let Some(slot) = self.schedule.as_ref().and_then(Schedule::next_ns) {
+            wake = wake.min(slot);
+        }
+        if let Some(Reverse((at, ..))) = self.timers.peek() {
+            wake = wake.min(at.0 * 1_000_000);
+        }
+        wake
+    }
+
+    fn receive(&mut self, now: Now, received: Received) {
+        let Some(&(p, m)) = self.by_socket.get(&received.socket) else {
+            return;
+        };
+        let (index, to) = (p as usize, usize::from(m));
+        let bytes = self.io.payload(&received.buf);
+        let is_data = bytes.first().is_some_and(|first| first >> 6 == 1);
+        let place = &mut self.places[index];
+        let member = &mut place.members[to];
+        let delivery = member
+            .agent
+            .handle_datagram(now.millis(), received.from.into(), bytes);
+        let Some(delivery) = delivery else {
+            self.tally.refused += u64::from(is_data);
+            if !is_data {
+                self.pump(now, index, to);
+            }
+            return;
+        };
+        let from = place.member_in(delivery.from).filter(|from| *from != to);
+        let expected = Expected {
+            run: self.share.run,
+            size: self.share.size,
+            flow: from.map(|from| place.flow_id(from, to)),
+        };
+        let (stamp, flow) = match (expected.read(&bytes[delivery.range]), from) {
+            (Ok(stamp), Some(from)) => (stamp, place.flow_index(from, to)),
+            (Err(Fault::Corrupted), _) => {
+                self.tally.corrupted += 1;
+                return;
+            }
+            (Err(Fault::Misdelivered) | Ok(_), _) => {
+                self.tally.misdelivered += 1;
+                return;
+            }
+        };
+        match place.flows[flow].arrivals.note(stamp.sequence) {
+            Arrival::InOrder => {}
+            Arrival::Late => self.tally.reordered += 1,
+            Arrival::Duplicate => {
+                self.tally.duplicated += 1;
+                return;
+            }
+        }
+        if self
+            .period
+            .is_some_and(|period| period.measures(stamp.intended_ns))
+        {
+            self.tally.received += 1;
+            let ns = now.ns.saturating_sub(stamp.intended_ns);
+            self.tally.latency.record(ns);
+            let ns = now.ns.saturating_sub(stamp.sent_ns);
+            self.tally.uncorrected.record(ns);
+        }
+    }
+
+    /// Sends what the agent of a member wants sent, hears what it has to tell, and sees to it that it is looked after.
+    fn pump(&mut self, now: Now, p: usize, m: usize) {
+        if self.pump_one(now, p, m) == Attention::All {
+            for m in 0..self.places[p].members.len() {
+                self.pump_one(now, p, m);
+            }
+        }
+    }
+
+    fn pump_one(&mut self, now: Now, p: usize, m: usize) -> Attention {
+        let place = &mut self.places[p];
+        let member = &mut place.members[m];
+        while let Some(transmit) = member.agent.poll_transmit() {
+            let to = transmit.to.to_socket_addr();
+            self.io.send(member.socket, to, &transmit.bytes);
+        }
+        let attention = place.on_events(m, now, &mut self.tally);
+        let member = &mut place.members[m];
+        let soonest = now.millis() + 1;
+        let latest = now.millis() + AGENT_MS;
+        let at = member
+            .agent
+            .poll_timeout()
+            .map_or(latest, |at| at.clamp(soonest, latest));
+        if member.armed.is_none_or(|armed| at < armed) {
+            member.armed = Some(at);
+            // Both fit: they index `places` and its members.
+            self.timers.push(Reverse((at, p as u32, m as u8)));
+        }
+        attention
+    }
+
+    fn run_timers(&mut self, now: Now) {
+        while let Some(&Reverse((at, p, m))) = self.timers.peek() {
+            if at > now.millis() {
+                break;
+            }
+            self.timers.pop();
+            let member = self.places[p as usize].members.get_mut(usize::from(m));
+            // An entry may be older than the agent, or overtaken by another one.
+            if let Some(member) = member.filter(|member| member.armed == Some(at)) {
+                member.armed = None;
+                member.agent.handle_timeout(now.millis());
+                self.pump(now, p as usize, usize::from(m));
+            }
+        }
+    }
+
+    fn advance_phase(&mut self, now: Now, messages: &Sender<Message>) {
+        let at_rest = self.to_open.is_empty() && self.in_transition.is_empty();
+        match self.phase {
+            Phase::Filling if at_rest => {
+                self.phase = Phase::Waiting;
+                // Nobody listens any more only when the run ends early.
+                let _ = messages.send(Message::Ready);
+            }
+            Phase::Waiting => {
+                if let Some(start_ns) = self.gate.start_ns() {
+                    self.begin_load(start_ns);
+                }
+            }
+            Phase::Running => {
+                self.begin_churn(now);
+                let end_ns = self.period.map_or(0, |period| period.end_ns);
+                let all_taken = self.schedule.as_ref().is_none_or(|s| s.next_ns().is_none());
+                if now.ns >= end_ns && all_taken {
+                    self.tally.cpu_ns = nanos(cpu_time().saturating_sub(self.cpu_at_start));
+                    self.tally.kernel_refused = self.kernel_refused() - self.refused_at_start;
+                    self.phase = Phase::Settling(now.ns + SETTLING_NS);
+                }
+            }
+            Phase::Settling(until) if now.ns >= until || self.tally.lost() == 0 => {
+                let open = (0..self.places.len()).filter(|&p| self.places[p].stage == Stage::Open);
+                self.to_close.extend(open.map(|p| p as u32));
+                self.to_open.clear();
+                self.phase = Phase::Emptying(now.ns + EMPTYING_NS);
+            }
+            _ => {}
+        }
+    }
+
+    fn phase_is_over(&self, now: Now) -> bool {
+        let Phase::Emptying(until) = self.phase else {
+            return false;
+        };
+        now.ns >= until || (self.to_close.is_empty() && self.in_transition.is_empty())
+    }
+
+    fn begin_load(&mut self, start_ns: u64) {
+        let measured_ns = start_ns + nanos(self.share.warm_up);
+        let end_ns = measured_ns + nanos(self.share.duration);
+        self.period = Some(Period {
+            start_ns,
+            measured_ns,
+            end_ns,
+        });
+        let give_up_ns = GIVE_UP_NS.max(nanos(self.share.lag_limit));
+        let schedule = Schedule::new(self.share.rate, start_ns, end_ns, give_up_ns);
+        self.schedule = Some(schedule);
+        let churn = Rate {
+            slots: (self.share.churn * 1000.0) as u64,
+            seconds: 1000,
+        };
+        self.churn = Some(Schedule::new(churn, start_ns, end_ns, u64::MAX));
+        self.cpu_at_start = cpu_time();
+        self.refused_at_start = self.kernel_refused();
+        self.phase = Phase::Running;
+    }
+
+    /// Chooses sessions to be replaced, when it is time to.
+    fn begin_churn(&mut self, now: Now) {
+        let Some(churn) = &mut self.churn else {
+            return;
+        };
+        while churn.take(now.ns).is_some() {
+            let p = self.rng.random_range(0..self.places.len());
+            match self.places[p].stage {
+                Stage::Open => {
+                    self.places[p].drain(now);
+                    self.to_close.push_back(p as u32);
+                }
+                Stage::Failed => self.to_open.push_back(p as u32),
+                _ => {}
+            }
+        }
+    }
+
+    /// Sessions come and go, so many at a time.
+    fn advance_sessions(&mut self, now: Now) -> Result<(), Failure> {
+        let mut at = 0;
+        while let Some(&p) = self.in_transition.get(at) {
+            let place = &mut self.places[p as usize];
+            place.check_deadline(now, &mut self.tally);
+            let closed = place.is_closed();
+            match place.stage {
+                Stage::Opening(_) => at += 1,
+                Stage::Closing(_) if !closed => at += 1,
+                stage => {
+                    self.in_transition.swap_remove(at);
+                    self.settle(p, stage);
+                }
+            }
+        }
+        while self.in_transition.len() < IN_TRANSITION {
+            let Some(&p) = self.to_close.front() else {
+                break;
+            };
+            match self.places[p as usize].stage {
+                Stage::Draining(until) if now.ns < until => break,
+                Stage::Draining(_) | Stage::Open => {
+                    self.places[p as usize].close(now, &mut self.tally);
+                    self.pump(now, p as usize, 0);
+                    self.in_transition.push(p);
+                }
+                // It has failed meanwhile; its sockets go home with those of all others.
+                _ => {}
+            }
+            self.to_close.pop_front();
+        }
+        while self.in_transition.len() < IN_TRANSITION && self.to_close.len() < IN_TRANSITION {
+            let Some(p) = self.to_open.pop_front() else {
+                break;
+            };
+            let stage = self.places[p as usize].stage;
+            if matches!(stage, Stage::Vacant | Stage::Failed) && !self.in_transition.contains(&p) {
+                self.open(now, p as usize)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A transition of place `p` has come to its end.
+    fn settle(&mut self, p: u32, stage: Stage) {
+        match stage {
+            Stage::Open if matches!(self.phase, Phase::Emptying(_)) => self.to_close.push_back(p),
+            Stage::Open | Stage::Opening(_) | Stage::Draining(_) => {}
+            Stage::Closing(_) | Stage::Vacant | Stage::Failed => {
+                self.vacate(p as usize);
+                if matches!(stage, Stage::Closing(_)) && self.phase == Phase::Running {
+                    self.tally.replaced += 1;
+                    self.to_open.push_back(p);
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, now: Now, p: usize) -> Result<(), Failure> {
+        self.vacate(p);
+        let count = self.share.members;
+        let mut members = Vec::with_capacity(usize::from(count));
+        for m in 0..count {
+            let n = self.places[p].number * u32::from(count) + u32::from(m);
+            let socket = sockets::bind(self.share.server, n)?;
+            let socket = self
+                .io
+                .add_socket(socket)
+                .map_err(|error| sockets::refused(&error))?;
+            let agent = Agent::new(now.millis(), self.config.clone(), self.rng.random());
+            members.push(Member::new(agent, socket));
+            self.by_socket.insert(socket, (p as u32, m));
+        }
+        self.places[p].open(now, members, &mut self.tally);
+        self.in_transition.push(p as u32);
+        self.pump(now, p, 0);
+        Ok(())
+    }
+
+    fn vacate(&mut self, p: usize) {
+        for member in self.places[p].vacate() {
+            self.by_socket.remove(&member.socket);
+            self.io.remove_socket(member.socket);
+        }
+    }
+
+    fn send_due(&mut self, now: Now) {
+        let (Some(schedule), Some(period)) = (&mut self.schedule, self.period) else {
+            return;
+        };
+        for _ in 0..SENDS_PER_TURN {
+            let Some(due) = schedule.take(now.ns) else {
+                return;
+            };
+            let slot = match due {
+                Due::Send(slot) => slot,
+                Due::Missed(slot) => {
+                    self.tally.missed += u64::from(period.measures(slot.intended_ns));
+                    continue;
+                }
+            };
+            let measured = u64::from(period.measures(slot.intended_ns));
+            let turn = (slot.number % self.directions.len() as u64) as usize;
+            let Direction { place, from, to } = self.directions[turn];
+            let (from, to) = (usize::from(from), usize::from(to));
+            let place = &mut self.places[place as usize];
+            if place.stage != Stage::Open {
+                self.tally.idle += measured;
+                continue;
+            }
+            let index = place.flow_index(from, to);
+            let data = self.payload.write(&Stamp {
+                flow: place.flow_id(from, to),
+                sequence: place.flows[index].next_sequence,
+                intended_ns: slot.intended_ns,
+                sent_ns: now.ns,
+            });
+            let seat = place.seat(to);
+            let member = &mut place.members[from];
+            let framed = member
+                .agent
+                .frame(now.millis(), seat, data, &mut self.frame);
+            // A member that has just gone is told by an event; until then its slots are idle.
+            let Ok(address) = framed else {
+                self.tally.idle += measured;
+                continue;
+            };
+            self.io
+                .send(member.socket, address.to_socket_addr(), &self.frame);
+            place.flows[index].next_sequence += 1;
+            self.published_sent += 1;
+            if measured == 1 {
+                self.tally.sent += 1;
+                self.tally.lag.record(now.ns - slot.intended_ns);
+            }
+        }
+    }
+
+    fn kernel_refused(&self) -> u64 {
+        let stats = self.io.stats();
+        stats.send_eagain + stats.send_errors
+    }
+
+    /// Shows how far the run is.
+    fn publish(&mut self) {
+        let opened = self.tally.opened;
+        if opened != self.published_opened {
+            let more = opened - self.published_opened;
+            self.gate.opened.fetch_add(more, Relaxed);
+            self.published_opened = opened;
+        }
+        if self.published_sent > 0 {
+            self.gate.sent.fetch_add(self.published_sent, Relaxed);
+            self.published_sent = 0;
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
