@@ -2,7 +2,7 @@
 
 #[test]
 fn seeded_worlds_break_no_rule() {
-    let broken: Vec<String> = (0..300)
+    let broken: Vec<String> = (0..1500)
         .filter_map(|seed| waypost_sim::scenario::run(seed).err())
         .map(|violation| violation.to_string())
         .collect();

@@ -147,6 +147,9 @@ fn nobody_loses_a_seat_because_the_server_stood_still() {
                 5,
                 "{standstill_secs} s: who is still silent after it is gone"
             );
+            for player in &mut players[..5] {
+                player.keepalive(world).ok();
+            }
             players[5] = Player::new(100 + standstill_secs as u16);
             let code = players[0].code();
             players[5].join(world, code);
