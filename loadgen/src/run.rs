@@ -208,15 +208,19 @@ fn conduct(
     let progress = Progress::new();
     progress.set_up(u64::from(plan.sessions));
     let mut ready = 0;
+    let mut sessions = 0;
     let mut done = 0;
     let mut total = Tally::default();
     let load_ns = u64::try_from((plan.warm_up + plan.duration).as_nanos()).unwrap_or(u64::MAX);
     let mut closing = false;
     while done < plan.threads {
         match messages.recv_timeout(LOOK) {
-            Ok(Message::Ready) => {
+            Ok(Message::Ready { opened }) => {
                 ready += 1;
-                if ready == plan.threads {
+                sessions += opened;
+                if ready == plan.threads && sessions == 0 {
+                    gate.stop();
+                } else if ready == plan.threads {
                     gate.open(clock.now().ns + HEAD_START_NS);
                     progress.load(plan.rate, plan.warm_up + plan.duration);
                 }

@@ -1,11 +1,17 @@
-//! When to send: an open-loop schedule of equally spaced slots. A slot's time follows from its number alone, so what was
-//! late never moves what comes after. It reads no clock and sends nothing.
+//! When to send: an open-loop schedule of equally spaced ticks, each with the same number of slots. A slot's time follows
+//! from its number alone, so what was late never moves what comes after. It reads no clock and sends nothing.
+
+/// Ticks are at least this far apart: more of them would measure how fast the generator wakes up.
+const TICKS_PER_SEC_MAX: u64 = 10_000;
 
 /// Slots at a constant rate from one moment to another.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     next: Slot,
-    /// The spacing is `step_ns + step_rest / per` nanoseconds.
+    /// Slots of one tick, and those of the present tick that are left.
+    burst: u64,
+    left: u64,
+    /// Ticks are `step_ns + step_rest / per` nanoseconds apart.
     step_ns: u64,
     step_rest: u64,
     per: u64,
@@ -45,7 +51,10 @@ pub struct Rate {
 impl Schedule {
     /// Slots of `rate` from `start_ns` (the first) to `end_ns` (exclusive). A slot later than `give_up_ns` is missed.
     pub fn new(rate: Rate, start_ns: u64, end_ns: u64, give_up_ns: u64) -> Self {
-        let spacing = u128::from(rate.seconds) * 1_000_000_000;
+        let burst = (rate.slots / rate.seconds.max(1))
+            .div_ceil(TICKS_PER_SEC_MAX)
+            .max(1);
+        let spacing = u128::from(rate.seconds) * 1_000_000_000 * u128::from(burst);
         let per = rate.slots.max(1);
         let step_ns = u64::try_from(spacing / u128::from(per)).unwrap_or(u64::MAX);
         let step_rest = u64::try_from(spacing % u128::from(per)).unwrap_or(0);
@@ -54,6 +63,8 @@ impl Schedule {
                 number: 0,
                 intended_ns: if rate.slots == 0 { u64::MAX } else { start_ns },
             },
+            burst,
+            left: burst,
             step_ns,
             step_rest,
             per,
@@ -76,17 +87,26 @@ impl Schedule {
             return None;
         }
         self.next.number += 1;
-        self.next.intended_ns = slot.intended_ns.saturating_add(self.step_ns);
-        self.rest += self.step_rest;
-        if self.rest >= self.per {
-            self.rest -= self.per;
-            self.next.intended_ns = self.next.intended_ns.saturating_add(1);
+        self.left -= 1;
+        if self.left == 0 {
+            self.next_tick();
         }
         if now_ns - slot.intended_ns > self.give_up_ns {
             Some(Due::Missed(slot))
         } else {
             Some(Due::Send(slot))
         }
+    }
+
+    fn next_tick(&mut self) {
+        self.left = self.burst;
+        let mut step_ns = self.step_ns;
+        self.rest += self.step_rest;
+        if self.rest >= self.per {
+            self.rest -= self.per;
+            step_ns += 1;
+        }
+        self.next.intended_ns = self.next.intended_ns.saturating_add(step_ns);
     }
 }
 
@@ -107,13 +127,30 @@ mod tests {
             let mut schedule = Schedule::new(rate(slots, seconds), 5, end, u64::MAX);
             let mut count = 0;
             while let Some(Due::Send(slot)) = schedule.take(u64::MAX) {
-                let exact =
-                    u128::from(slot.number) * u128::from(seconds * SECOND) / u128::from(slots) + 5;
+                let first_of_tick = slot.number / schedule.burst * schedule.burst;
+                let exact = u128::from(first_of_tick) * u128::from(seconds * SECOND)
+                    / u128::from(slots)
+                    + 5;
                 assert_eq!(u128::from(slot.intended_ns), exact, "{slots}/{seconds}");
                 count += 1;
             }
-            assert_eq!(count, 100 * slots);
+            assert_eq!(count, (100 * slots).next_multiple_of(schedule.burst));
         }
+    }
+
+    #[test]
+    fn many_slots_share_ticks_and_few_do_not() {
+        let burst = |slots, seconds| Schedule::new(rate(slots, seconds), 0, SECOND, 0).burst;
+        assert_eq!(
+            [
+                burst(1, 1),
+                burst(10_000, 1),
+                burst(10_001, 1),
+                burst(40_000, 1)
+            ],
+            [1, 1, 2, 4]
+        );
+        assert_eq!(burst(40_000, 4), 1);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! Several sessions live in one place one after the other. It opens no socket; what its agents want sent is the worker's
 //! business.
 
-use waypost_proto::agent::{Agent, Event, Failure, HostConfig, Target, describe};
+use waypost_proto::agent::{Agent, Event, Failure, HostConfig, SessionEvent, Target, describe};
 use waypost_proto::time::Millis;
 use waypost_proto::wire::native::SeatId;
 use waypost_server::packet_io::SocketId;
@@ -143,7 +143,9 @@ impl Place {
                     }
                     self.look_round(now, tally);
                 }
-                (Stage::Opening(_), Event::MemberJoined(_)) => self.look_round(now, tally),
+                (Stage::Opening(_), Event::Session(SessionEvent::MemberJoined(_))) => {
+                    self.look_round(now, tally)
+                }
                 (Stage::Opening(_) | Stage::Open | Stage::Draining(_), event) => {
                     if let Some(reason) = trouble(&event) {
                         self.fail(reason, tally);
@@ -272,9 +274,13 @@ fn trouble(event: &Event) -> Option<String> {
             ..
         } => Some(rejected.to_string()),
         Event::Failed { failure, .. } => Some(failure.to_string()),
-        Event::MemberLeft(_, reason) => Some(format!("a member {} unasked", describe(*reason))),
-        Event::Removed(reason) => Some(format!("a seat was lost: {}", describe(*reason))),
-        Event::SeatLost | Event::CodeChanged { .. } => {
+        Event::Session(SessionEvent::MemberLeft(_, reason)) => {
+            Some(format!("a member {} unasked", describe(*reason)))
+        }
+        Event::Session(SessionEvent::Removed(reason)) => {
+            Some(format!("a seat was lost: {}", describe(*reason)))
+        }
+        Event::Session(SessionEvent::SeatLost | SessionEvent::CodeChanged { .. }) => {
             Some("the server forgot the session".to_owned())
         }
         _ => None,

@@ -45,26 +45,22 @@ fn member_address(n: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 1).to_bits() + n)
 }
 
-/// Raises the limit of open files to what `members` sockets need, where it is lower.
+/// Raises the limit of open files to the hard limit, and that to what `members` sockets need, where it is lower.
 ///
 /// # Errors
 /// [`Failure`] if the kernel does not allow that.
 pub fn raise_file_limit(members: u64) -> Result<(), Failure> {
     let needed = members + OTHER_FILES;
     let limit = getrlimit(Resource::Nofile);
-    let suffices = |limit: Option<u64>| limit.is_none_or(|limit| limit >= needed);
-    if suffices(limit.current) {
-        return Ok(());
-    }
-    let maximum = if suffices(limit.maximum) {
-        limit.maximum
-    } else {
-        Some(needed)
-    };
+    // `None` is no limit. The whole of the hard limit, because a server in this process needs some as well.
+    let maximum = limit.maximum.map(|maximum| maximum.max(needed));
     let raised = Rlimit {
-        current: Some(needed),
+        current: maximum,
         maximum,
     };
+    if raised == limit {
+        return Ok(());
+    }
     setrlimit(Resource::Nofile, raised).map_err(|error| {
         Failure::configuration(
             format!("{needed} open files are needed and the limit cannot be raised: {error}"),

@@ -75,8 +75,11 @@ pub struct Share {
 
 /// What a thread reports.
 pub enum Message {
-    /// Its sessions are set up, or have failed.
-    Ready,
+    /// It has tried to set up its sessions.
+    Ready {
+        /// So many are.
+        opened: u64,
+    },
     /// It has ended.
     Done(Box<Tally>),
     /// It cannot go on.
@@ -350,7 +353,8 @@ impl<P: PacketIo> Worker<P> {
             Phase::Filling if at_rest => {
                 self.phase = Phase::Waiting;
                 // Nobody listens any more only when the run ends early.
-                let _ = messages.send(Message::Ready);
+                let opened = self.tally.opened;
+                let _ = messages.send(Message::Ready { opened });
             }
             Phase::Waiting => {
                 if let Some(start_ns) = self.gate.start_ns() {
@@ -455,6 +459,7 @@ impl<P: PacketIo> Worker<P> {
             }
             self.to_close.pop_front();
         }
+        self.give_up_filling();
         while self.in_transition.len() < IN_TRANSITION && self.to_close.len() < IN_TRANSITION {
             let Some(p) = self.to_open.pop_front() else {
                 break;
@@ -465,6 +470,19 @@ impl<P: PacketIo> Worker<P> {
             }
         }
         Ok(())
+    }
+
+    /// Where none of the first sessions can be set up, the others are not tried.
+    fn give_up_filling(&mut self) {
+        if self.phase == Phase::Filling
+            && self.tally.opened == 0
+            && self.tally.failed >= IN_TRANSITION as u64
+        {
+            for _ in self.to_open.drain(..) {
+                self.tally
+                    .fail("not tried after all before it had failed".into());
+            }
+        }
     }
 
     /// A transition of place `p` has come to its end.
