@@ -21,6 +21,9 @@ const EXIT_UNEXPECTED: u8 = 99;
 /// More slots missed than this and a run is invalid, percent.
 const MISSED_MAX_PERCENT: f64 = 0.1;
 
+/// From this on the cores' other work is to blame for a saturated generator, percent.
+const WAITED_MUCH_PERCENT: f64 = 5.0;
+
 /// Everything that is known after a run.
 pub struct Run {
     /// What was asked for.
@@ -130,13 +133,14 @@ impl Report {
         write_latency(&mut out, tally);
         let _ = writeln!(
             out,
-            "generator  lag {}; {} slots missed, {} idle, {} refused by the kernel; {:.0} % of {} thread(s), {}",
+            "generator  lag {}; {} slots missed, {} idle, {} refused by the kernel; {} thread(s) busy {:.0} %, kept waiting for a core {:.0} %, {}",
             three(&tally.lag),
             tally.missed,
             tally.idle,
             tally.kernel_refused,
-            self.busy_percent(),
             plan.threads,
+            percent_of_threads(plan, tally.cpu_ns),
+            percent_of_threads(plan, tally.waited_ns),
             self.run.backend,
         );
         self.write_limits(&mut out);
@@ -232,13 +236,6 @@ impl Report {
         }
     }
 
-    /// How busy the generator's threads were.
-    fn busy_percent(&self) -> f64 {
-        let plan = &self.run.plan;
-        let wall_ns = (plan.warm_up + plan.duration).as_nanos() * plan.threads as u128;
-        self.run.tally.cpu_ns as f64 * 100.0 / wall_ns as f64
-    }
-
     /// The report for programs.
     ///
     /// # Errors
@@ -302,7 +299,8 @@ impl Report {
                 slots_missed: tally.missed,
                 slots_idle: tally.idle,
                 kernel_refused: tally.kernel_refused,
-                busy_percent: self.busy_percent(),
+                busy_percent: percent_of_threads(plan, tally.cpu_ns),
+                waited_percent: percent_of_threads(plan, tally.waited_ns),
             },
             server: server.as_ref(),
             receive_buffer_errors: self.run.receive_buffer_errors,
@@ -310,6 +308,12 @@ impl Report {
         };
         serde_json::to_string_pretty(&document).map(|text| text + "\n")
     }
+}
+
+/// A time that the generator's threads spent together, as a share of all they had.
+fn percent_of_threads(plan: &Plan, ns: u64) -> f64 {
+    let wall_ns = (plan.warm_up + plan.duration).as_nanos() * plan.threads as u128;
+    ns as f64 * 100.0 / wall_ns as f64
 }
 
 /// Why the figures of a run mean nothing.
@@ -321,19 +325,33 @@ fn why_invalid(run: &Run) -> Option<String> {
     let lag_ns = tally.lag.histogram().value_at_quantile(0.99);
     if u128::from(lag_ns) > run.plan.lag_limit.as_nanos() {
         return Some(format!(
-            "generator saturated, its own lag has a p99 of {} (limit {}); lower --rate or give it more --threads",
+            "generator saturated, its own lag has a p99 of {} (limit {}); {}",
             show_ns(lag_ns),
             show_ns(u64::try_from(run.plan.lag_limit.as_nanos()).unwrap_or(u64::MAX)),
+            remedy(run),
         ));
     }
     let missed = tally.missed + tally.kernel_refused;
     let missed_percent = percent(missed, tally.sent + tally.missed);
     if missed_percent > MISSED_MAX_PERCENT {
         return Some(format!(
-            "generator saturated, it missed {missed_percent:.2} % of its slots; lower --rate or give it more --threads"
+            "generator saturated, it missed {missed_percent:.2} % of its slots; {}",
+            remedy(run)
         ));
     }
     None
+}
+
+/// What to do about a saturated generator.
+fn remedy(run: &Run) -> String {
+    let waited = percent_of_threads(&run.plan, run.tally.waited_ns);
+    if waited >= WAITED_MUCH_PERCENT {
+        format!(
+            "other work kept it waiting for a core {waited:.0} % of the time: stop that, or run elsewhere"
+        )
+    } else {
+        "lower --rate or give it more --threads".into()
+    }
 }
 
 fn write_latency(out: &mut String, tally: &Tally) {
@@ -439,6 +457,7 @@ struct GeneratorFigures {
     slots_idle: u64,
     kernel_refused: u64,
     busy_percent: f64,
+    waited_percent: f64,
 }
 
 #[derive(Serialize)]
@@ -532,7 +551,14 @@ mod tests {
             "{}",
             plain.text()
         );
+        assert!(plain.text().contains("lower --rate"));
         assert_eq!(plain.exit_code(), 98);
+        lagging.waited_ns = 600_000_000;
+        let crowded = with(&[], &lagging).text();
+        assert!(
+            crowded.contains("kept it waiting for a core 10 % of the time"),
+            "{crowded}"
+        );
         let time = with(&["--expect", "p99<1us"], &lagging);
         assert!(time.text().contains("? p99<1us"));
         assert_eq!(time.exit_code(), 98);

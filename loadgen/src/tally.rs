@@ -80,6 +80,8 @@ pub struct Tally {
     pub meet: Times,
     /// CPU time of the generator's threads while the load ran, nanoseconds.
     pub cpu_ns: u64,
+    /// How long these threads could have run but had no core, nanoseconds.
+    pub waited_ns: u64,
     /// Datagrams that the kernel did not take.
     pub kernel_refused: u64,
     /// What the server relays of one member, packets and bytes per second; 0 if it did not say.
@@ -128,6 +130,7 @@ impl Tally {
         self.join.merge(&other.join);
         self.meet.merge(&other.meet);
         self.cpu_ns += other.cpu_ns;
+        self.waited_ns += other.waited_ns;
         self.kernel_refused += other.kernel_refused;
         if other.limits != (0, 0) {
             self.limits = other.limits;

@@ -138,6 +138,7 @@ pub struct Worker<P> {
     frame: Vec<u8>,
     tally: Tally,
     cpu_at_start: Duration,
+    waited_at_start: Duration,
     refused_at_start: u64,
     published_sent: u64,
     published_opened: u64,
@@ -187,6 +188,7 @@ impl<P: PacketIo> Worker<P> {
             frame: Vec::with_capacity(2048),
             tally: Tally::default(),
             cpu_at_start: Duration::ZERO,
+            waited_at_start: Duration::ZERO,
             refused_at_start: 0,
             published_sent: 0,
             published_opened: 0,
@@ -367,6 +369,8 @@ impl<P: PacketIo> Worker<P> {
                 let all_taken = self.schedule.as_ref().is_none_or(|s| s.next_ns().is_none());
                 if now.ns >= end_ns && all_taken {
                     self.tally.cpu_ns = nanos(cpu_time().saturating_sub(self.cpu_at_start));
+                    let waited = waited_time().saturating_sub(self.waited_at_start);
+                    self.tally.waited_ns = nanos(waited);
                     self.tally.kernel_refused = self.kernel_refused() - self.refused_at_start;
                     self.phase = Phase::Settling(now.ns + SETTLING_NS);
                 }
@@ -405,6 +409,7 @@ impl<P: PacketIo> Worker<P> {
         };
         self.churn = Some(Schedule::new(churn, start_ns, end_ns, u64::MAX));
         self.cpu_at_start = cpu_time();
+        self.waited_at_start = waited_time();
         self.refused_at_start = self.kernel_refused();
         self.phase = Phase::Running;
     }
@@ -608,4 +613,12 @@ fn nanos(duration: Duration) -> u64 {
 fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
+}
+
+/// How long this thread could have run but had no core (sched-stats, Documentation/scheduler); zero where the kernel does
+/// not tell.
+fn waited_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let waited = text.split_whitespace().nth(1);
+    Duration::from_nanos(waited.and_then(|ns| ns.parse().ok()).unwrap_or(0))
 }
