@@ -11,7 +11,7 @@ use rand::{RngExt, SeedableRng};
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{Forward, ForwardingTable, NotForwarded, SocketIndex};
 use crate::lobby::door::{DoorAnswer, DoorRequest};
-use crate::lobby::{Lobby, LobbyConfig, Mail, Origin, Outbox, TimerKey, Turn};
+use crate::lobby::{Asked, Lobby, LobbyConfig, Mail, Origin, Outbox, TimerKey, Turn};
 use crate::nonce::{NonceKeys, ServerSecret};
 use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
@@ -366,13 +366,14 @@ impl Shard {
     ) {
         let seated = seated.filter(|_| owner::seats_anew(message.method()));
         let turn = turn!(self, now);
+        let asked = Asked {
+            origin,
+            message,
+            fields,
+        };
         match seated {
-            Some(seat) => self
-                .lobby
-                .handle_second_seating(turn, origin, message, seat),
-            None => self
-                .lobby
-                .handle_request(turn, origin, message, fields, self.draining),
+            Some(seat) => self.lobby.handle_second_seating(turn, asked, seat),
+            None => self.lobby.handle_request(turn, asked, self.draining),
         }
         self.deliver_own_mail();
     }

@@ -2,15 +2,15 @@
 
 use super::session::{Introduction, Member};
 use super::{
-    Lobby, Mail, Origin, Outcome, Reject, TimerKey, Turn, answer_error, answer_seated, seating,
-    transaction_digest,
+    Asked, Lobby, Mail, Origin, Outcome, Reject, TimerKey, Turn, answer_error, answer_seated,
+    seating, transaction_digest,
 };
 use crate::stats::Counter;
 use crate::time::Millis;
 use crate::wire::native::{
     EventKind, Fields, LeaveReason, SeatHandle, SeatId, code, method, password_key, session_flags,
 };
-use crate::wire::stun::{Integrity, Message};
+use crate::wire::stun::Integrity;
 
 /// Time from the decision to introduce two members until they begin: long enough for one lost event to be repeated.
 const INTRODUCTION_LEAD_MS: u64 = 400;
@@ -25,40 +25,36 @@ const DEPARTURE_MS: u64 = 5_000;
 impl Lobby {
     /// A request from a seat: finds the seat, checks integrity, follows the member to a new address, and repeats the
     /// answer to a repeated request.
-    pub(super) fn handle_seated(
-        &mut self,
-        turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
-    ) -> Outcome {
-        let handle = fields.handle.ok_or(Reject(code::BAD_REQUEST))?;
+    pub(super) fn handle_seated(&mut self, turn: &mut Turn<'_>, asked: Asked<'_>) -> Outcome {
+        let handle = asked.fields.handle.ok_or(Reject(code::BAD_REQUEST))?;
         let member = self
             .find_member(handle)
             .filter(|&member| {
                 let token = &self.members[member].token;
-                message.verify_integrity(Integrity::Sha256Truncated, token)
+                asked
+                    .message
+                    .verify_integrity(Integrity::Sha256Truncated, token)
             })
             .ok_or_else(|| {
                 turn.counters.count(Counter::SeatFailures);
                 Reject(code::SEAT_GONE)
             })?;
-        self.rebind(turn, origin, member);
+        self.rebind(turn, asked.origin, member);
         let entry = &mut self.members[member];
         entry.last_heard = turn.now;
         let token = entry.token;
-        let digest = transaction_digest(message);
+        let digest = transaction_digest(asked.message);
         if entry.last_request == digest {
             match entry.last_outcome {
-                0 => answer_seated(turn, origin, message, &token),
-                error => answer_error(turn, origin, message, error),
+                0 => answer_seated(turn, asked, &token),
+                error => answer_error(turn, asked, error),
             }
             return Ok(());
         }
         let uid = entry.uid;
         // A keepalive does no harm twice, and must not make the member's last deed forgotten.
-        let remembered = message.method() != method::KEEPALIVE;
-        let outcome = self.obey(turn, member, message.method(), fields);
+        let remembered = asked.message.method() != method::KEEPALIVE;
+        let outcome = self.obey(turn, member, asked.message.method(), asked.fields);
         if let Some(entry) = self
             .members
             .get_mut(member)
@@ -68,7 +64,7 @@ impl Lobby {
             entry.last_outcome = outcome.err().map_or(0, |Reject(error)| error);
         }
         if outcome.is_ok() {
-            answer_seated(turn, origin, message, &token);
+            answer_seated(turn, asked, &token);
         }
         outcome
     }

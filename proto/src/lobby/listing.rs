@@ -5,9 +5,9 @@
 
 use super::seating::told_flags;
 use super::session::Session;
-use super::{Lobby, Origin, Outcome, Reject, Turn};
-use crate::wire::native::{Fields, MESSAGE_MAX, attr, code, list_filter, session_flags};
-use crate::wire::stun::{AttributeWriter, Class, Message, MessageWriter};
+use super::{Asked, Lobby, Outcome, Reject, Turn};
+use crate::wire::native::{MESSAGE_MAX, attr, code, list_filter, session_flags};
+use crate::wire::stun::{AttributeWriter, Class, MessageWriter};
 
 /// Slots that one page looks at.
 const SCAN_MAX: usize = 1024;
@@ -40,22 +40,17 @@ impl ListCursor {
 }
 
 impl Lobby {
-    pub(super) fn handle_list(
-        &mut self,
-        turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
-    ) -> Outcome {
-        let application = fields.application.ok_or(Reject(code::BAD_REQUEST))?;
-        let filter = fields.list_filter.unwrap_or(0);
-        let prefix = fields.name.unwrap_or("");
-        let cursor = fields
+    pub(super) fn handle_list(&mut self, turn: &mut Turn<'_>, asked: Asked<'_>) -> Outcome {
+        let application = asked.fields.application.ok_or(Reject(code::BAD_REQUEST))?;
+        let filter = asked.fields.list_filter.unwrap_or(0);
+        let prefix = asked.fields.name.unwrap_or("");
+        let cursor = asked
+            .fields
             .list_cursor
             .map(ListCursor::from_bytes)
             .unwrap_or_default();
         let start = turn.out.bytes.len();
-        MessageWriter::answer(&mut turn.out.bytes, message, Class::Success);
+        MessageWriter::answer(&mut turn.out.bytes, asked.message, Class::Success);
         let first = cursor.slot as usize;
         let end = self.sessions.slots().min(first.saturating_add(SCAN_MAX));
         let mut next = end;
@@ -93,7 +88,8 @@ impl Lobby {
             writer.attribute(attr::LIST_CURSOR, &more.to_bytes());
         }
         writer.finish();
-        turn.out.transmit(origin.socket, origin.addr.addr(), start);
+        turn.out
+            .transmit(asked.origin.socket, asked.origin.addr.addr(), start);
         Ok(())
     }
 }

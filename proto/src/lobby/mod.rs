@@ -3,7 +3,7 @@
 //! It works with proved addresses and parsed fields only, and it never relays: it tells the shards, by [`Mail`], which
 //! sources may send and where seats lead. Every table has a capacity.
 //!
-//! * `seating`: taking a seat: host, join, match, resume.
+//! * `seating`: taking a seat: host, join, match. `returning`: coming back to one by ticket.
 //! * `conduct`: what a member does from its seat, and losing it.
 //! * `events`: telling members, in order and until they acknowledge.
 //! * `listing`, [`door`]: lists for clients, the matchmaker's door for operators.
@@ -14,6 +14,7 @@ pub mod door;
 mod events;
 mod inspection;
 mod listing;
+mod returning;
 mod seating;
 mod session;
 
@@ -84,6 +85,17 @@ pub struct Origin {
     pub socket: SocketIndex,
     /// The shard whose socket that was: flows of this source live there.
     pub home: u16,
+}
+
+/// A request whose source is proved.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    /// Where it came from.
+    pub origin: Origin,
+    /// The message.
+    pub message: &'a Message<'a>,
+    /// Its attributes.
+    pub fields: &'a Fields<'a>,
 }
 
 /// A message between shards.
@@ -283,26 +295,19 @@ impl Lobby {
     }
 
     /// Serves a request that this shard owns. Draining servers seat nobody new.
-    pub(crate) fn handle_request(
-        &mut self,
-        turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
-        draining: bool,
-    ) {
+    pub(crate) fn handle_request(&mut self, turn: &mut Turn<'_>, asked: Asked<'_>, draining: bool) {
         turn.counters.count(Counter::NativeRequests);
-        let outcome = match message.method() {
+        let outcome = match asked.message.method() {
             method::HOST | method::JOIN | method::MATCH if draining => Err(Reject(code::CAPACITY)),
-            method::HOST => self.handle_host(turn, origin, message, fields),
-            method::JOIN => self.handle_join(turn, origin, message, fields),
-            method::MATCH => self.handle_match(turn, origin, message, fields),
-            method::RESUME => self.handle_resume(turn, origin, message, fields),
-            method::LIST => self.handle_list(turn, origin, message, fields),
-            _ => self.handle_seated(turn, origin, message, fields),
+            method::HOST => self.handle_host(turn, asked),
+            method::JOIN => self.handle_join(turn, asked),
+            method::MATCH => self.handle_match(turn, asked),
+            method::RESUME => self.handle_resume(turn, asked),
+            method::LIST => self.handle_list(turn, asked),
+            _ => self.handle_seated(turn, asked),
         };
         if let Err(Reject(error)) = outcome {
-            answer_error(turn, origin, message, error);
+            answer_error(turn, asked, error);
         }
     }
 
@@ -340,25 +345,27 @@ impl Lobby {
 }
 
 /// Answers with an error, without integrity.
-pub(crate) fn answer_error(turn: &mut Turn<'_>, origin: Origin, message: &Message<'_>, error: u16) {
+pub(crate) fn answer_error(turn: &mut Turn<'_>, asked: Asked<'_>, error: u16) {
     turn.counters.count(Counter::NativeErrors);
     let start = turn.out.bytes.len();
-    MessageWriter::answer(&mut turn.out.bytes, message, Class::Error)
+    MessageWriter::answer(&mut turn.out.bytes, asked.message, Class::Error)
         .error_code(error)
         .finish();
-    turn.out.transmit(origin.socket, origin.addr.addr(), start);
+    turn.out
+        .transmit(asked.origin.socket, asked.origin.addr.addr(), start);
 }
 
 /// Answers a request from a seat: success with time and mapped address, under the seat's token.
-fn answer_seated(turn: &mut Turn<'_>, origin: Origin, message: &Message<'_>, token: &[u8; 16]) {
+fn answer_seated(turn: &mut Turn<'_>, asked: Asked<'_>, token: &[u8; 16]) {
     let start = turn.out.bytes.len();
     let server_time = turn.wall.unix_ms(turn.now);
-    MessageWriter::answer(&mut turn.out.bytes, message, Class::Success)
-        .xor_addr(stun::attr::XOR_MAPPED_ADDRESS, origin.addr.addr())
+    MessageWriter::answer(&mut turn.out.bytes, asked.message, Class::Success)
+        .xor_addr(stun::attr::XOR_MAPPED_ADDRESS, asked.origin.addr.addr())
         .u64(attr::SERVER_TIME, server_time)
         .integrity(Integrity::Sha256Truncated, token)
         .finish();
-    turn.out.transmit(origin.socket, origin.addr.addr(), start);
+    turn.out
+        .transmit(asked.origin.socket, asked.origin.addr.addr(), start);
 }
 
 /// Sixty-four bits that tell one request of a source from the next.

@@ -4,7 +4,7 @@ use rand::RngExt;
 use subtle::ConstantTimeEq;
 
 use super::session::{InFlight, Member, Session};
-use super::{Lobby, Mail, NO_PASSWORD_FITS, Origin, Outcome, Reject, Turn, transaction_digest};
+use super::{Asked, Lobby, Mail, NO_PASSWORD_FITS, Outcome, Reject, Turn, transaction_digest};
 use crate::stats::Counter;
 use crate::ticket::Ticket;
 use crate::time::Millis;
@@ -13,7 +13,7 @@ use crate::wire::native::{
     EventKind, Fields, SeatHandle, SeatId, attr, code, member_flags, method, password_key,
     password_proof, session_flags,
 };
-use crate::wire::stun::{self, Class, Message, MessageWriter};
+use crate::wire::stun::{self, Class, MessageWriter};
 
 /// Two strings as one key: neither can contain the separator.
 pub(super) fn name_key(application: &str, name: &str) -> Box<[u8]> {
@@ -42,21 +42,15 @@ pub(super) struct NewSession<'a> {
 }
 
 impl Lobby {
-    pub(super) fn handle_host(
-        &mut self,
-        turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
-    ) -> Outcome {
-        let application = fields.application.ok_or(Reject(code::BAD_REQUEST))?;
-        let max_members = fields.max_members.ok_or(Reject(code::BAD_REQUEST))?;
-        if let Some(name) = fields.name
+    pub(super) fn handle_host(&mut self, turn: &mut Turn<'_>, asked: Asked<'_>) -> Outcome {
+        let application = asked.fields.application.ok_or(Reject(code::BAD_REQUEST))?;
+        let max_members = asked.fields.max_members.ok_or(Reject(code::BAD_REQUEST))?;
+        if let Some(name) = asked.fields.name
             && let Some(&session) = self.by_name.get(&name_key(application, name))
         {
-            return match self.seated_by(session, origin, message) {
+            return match self.seated_by(session, asked) {
                 Some(member) => {
-                    self.answer_seat(turn, origin, message, member, false);
+                    self.answer_seat(turn, asked, member, false);
                     Ok(())
                 }
                 None => Err(Reject(code::NAME_TAKEN)),
@@ -66,30 +60,27 @@ impl Lobby {
             turn,
             &NewSession {
                 application,
-                name: fields.name,
-                password_key: fields.password_key,
-                metadata: fields.metadata.unwrap_or_default(),
+                name: asked.fields.name,
+                password_key: asked.fields.password_key,
+                metadata: asked.fields.metadata.unwrap_or_default(),
                 max_members,
-                flags: fields.session_flags.unwrap_or(0),
+                flags: asked.fields.session_flags.unwrap_or(0),
                 forming: None,
                 code: None,
             },
         )?;
-        let seated = self.add_member(turn, origin, message, fields, session, None);
-        self.answer_or_undo(turn, origin, message, session, seated, false)
+        let seated = self.add_member(turn, asked, session, None);
+        self.answer_or_undo(turn, asked, session, seated, false)
     }
 
-    pub(super) fn handle_join(
-        &mut self,
-        turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
-    ) -> Outcome {
-        let application = fields.application.ok_or(Reject(code::BAD_REQUEST))?;
-        let proof = fields.password_proof.ok_or(Reject(code::BAD_REQUEST))?;
-        let nonce = fields.nonce.ok_or(Reject(code::BAD_REQUEST))?;
-        let found = match (fields.code, fields.name) {
+    pub(super) fn handle_join(&mut self, turn: &mut Turn<'_>, asked: Asked<'_>) -> Outcome {
+        let application = asked.fields.application.ok_or(Reject(code::BAD_REQUEST))?;
+        let proof = asked
+            .fields
+            .password_proof
+            .ok_or(Reject(code::BAD_REQUEST))?;
+        let nonce = asked.fields.nonce.ok_or(Reject(code::BAD_REQUEST))?;
+        let found = match (asked.fields.code, asked.fields.name) {
             (Some(code), _) => self.by_code.get(&code),
             (None, Some(name)) => self.by_name.get(&name_key(application, name)),
             (None, None) => return Err(Reject(code::BAD_REQUEST)),
@@ -99,13 +90,13 @@ impl Lobby {
             *session.application == *application && session.forming.is_none()
         });
         if let Some(session) = session
-            && let Some(member) = self.seated_by(session, origin, message)
+            && let Some(member) = self.seated_by(session, asked)
         {
-            self.answer_seat(turn, origin, message, member, true);
+            self.answer_seat(turn, asked, member, true);
             return Ok(());
         }
-        let prefix = origin.addr.addr().source_prefix();
-        let target = session.map_or((fields.code, fields.name), |session| {
+        let prefix = asked.origin.addr.addr().source_prefix();
+        let target = session.map_or((asked.fields.code, asked.fields.name), |session| {
             (Some(self.sessions[session].code), None)
         });
         if !self.failures.may_try(turn.now, prefix, target) {
@@ -117,7 +108,7 @@ impl Lobby {
             self.sessions[session].password_key
         });
         turn.counters.count(Counter::PasswordChecks);
-        let expected = password_proof(&key, nonce, message.transaction_id());
+        let expected = password_proof(&key, nonce, asked.message.transaction_id());
         let fits = bool::from(expected.ct_eq(&proof));
         let Some(session) = session.filter(|_| fits) else {
             turn.counters.count(Counter::JoinFailures);
@@ -131,28 +122,22 @@ impl Lobby {
         if entry.flags & session_flags::LOCKED != 0 {
             return Err(Reject(code::LOCKED));
         }
-        let member = self.add_member(turn, origin, message, fields, session, None)?;
-        self.answer_seat(turn, origin, message, member, true);
+        let member = self.add_member(turn, asked, session, None)?;
+        self.answer_seat(turn, asked, member, true);
         self.welcome(turn, member);
         Ok(())
     }
 
-    pub(super) fn handle_match(
-        &mut self,
-        turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
-    ) -> Outcome {
-        let application = fields.application.ok_or(Reject(code::BAD_REQUEST))?;
-        let players = fields.max_members.ok_or(Reject(code::BAD_REQUEST))?;
-        let key = fields.match_key.ok_or(Reject(code::BAD_REQUEST))?;
+    pub(super) fn handle_match(&mut self, turn: &mut Turn<'_>, asked: Asked<'_>) -> Outcome {
+        let application = asked.fields.application.ok_or(Reject(code::BAD_REQUEST))?;
+        let players = asked.fields.max_members.ok_or(Reject(code::BAD_REQUEST))?;
+        let key = asked.fields.match_key.ok_or(Reject(code::BAD_REQUEST))?;
         let key = match_key(application, players, key);
         let last_formed = self.last_formed.and_then(|code| self.by_code.get(&code));
         if let Some(&session) = last_formed
-            && let Some(member) = self.seated_by(session, origin, message)
+            && let Some(member) = self.seated_by(session, asked)
         {
-            self.answer_seat(turn, origin, message, member, true);
+            self.answer_seat(turn, asked, member, true);
             return Ok(());
         }
         let session = match self.forming.get(&key) {
@@ -171,12 +156,12 @@ impl Lobby {
                 },
             )?,
         };
-        if let Some(member) = self.seated_by(session, origin, message) {
-            self.answer_seat(turn, origin, message, member, true);
+        if let Some(member) = self.seated_by(session, asked) {
+            self.answer_seat(turn, asked, member, true);
             return Ok(());
         }
-        let seated = self.add_member(turn, origin, message, fields, session, None);
-        self.answer_or_undo(turn, origin, message, session, seated, true)?;
+        let seated = self.add_member(turn, asked, session, None);
+        self.answer_or_undo(turn, asked, session, seated, true)?;
         if self.sessions[session].member_count() == usize::from(players) {
             self.complete_match(turn, session);
         }
@@ -208,136 +193,12 @@ impl Lobby {
         }
     }
 
-    pub(super) fn handle_resume(
-        &mut self,
-        turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
-    ) -> Outcome {
-        let sealed = fields.ticket.ok_or(Reject(code::BAD_REQUEST))?;
-        let unix_secs = turn.wall.unix_secs(turn.now);
-        let Some(ticket) = turn.sealer.open(sealed, unix_secs) else {
-            turn.counters.count(Counter::SeatFailures);
-            return Err(Reject(code::SEAT_GONE));
-        };
-        let id = ticket.handle.id;
-        let session = match self.by_code.get(&ticket.handle.code) {
-            Some(&session) => session,
-            None => self.restore_session(turn, &ticket, fields)?,
-        };
-        let entry = &self.sessions[session];
-        let same_game = *entry.application == *ticket.application;
-        match entry.occupant(id.seat) {
-            Some(member) if same_game && self.members[member].handle.id == id => {
-                let returned = self.return_to_seat(turn, origin, message, fields, member);
-                self.answer_seat(turn, origin, message, member, true);
-                if returned {
-                    self.welcome(turn, member);
-                }
-                return Ok(());
-            }
-            None if same_game && (entry.reserved.contains(&id) || entry.restored) => {}
-            _ => {
-                turn.counters.count(Counter::SeatFailures);
-                return Err(Reject(code::SEAT_GONE));
-            }
-        }
-        let prefix = origin.addr.addr().source_prefix();
-        if entry.banned.contains(&prefix) {
-            return Err(Reject(code::KICKED));
-        }
-        let seated = self.add_member(turn, origin, message, fields, session, Some(id));
-        if seated.is_ok() && ticket.is_host && self.sessions[session].awaits_host {
-            self.sessions[session].awaits_host = false;
-            self.sessions[session].host = id.seat;
-            // Told with the welcome: whoever came does not know its token before the answer.
-            self.log(session, EventKind::HostChanged, 0, id);
-        }
-        self.answer_or_undo(turn, origin, message, session, seated, true)?;
-        let member = self.sessions[session]
-            .occupant(id.seat)
-            .expect("the seat was just taken");
-        self.welcome(turn, member);
-        Ok(())
-    }
-
-    /// Brings back the session of a ticket that was sealed before this process, or by the matchmaker's door of another.
-    fn restore_session(
-        &mut self,
-        turn: &mut Turn<'_>,
-        ticket: &Ticket,
-        fields: &Fields<'_>,
-    ) -> Result<u32, Reject> {
-        let no_password = password_key(&ticket.application, "");
-        let name = fields.name.filter(|name| {
-            ticket.is_host
-                && !self
-                    .by_name
-                    .contains_key(&name_key(&ticket.application, name))
-        });
-        let session = self.create_session(
-            turn,
-            &NewSession {
-                application: &ticket.application,
-                name,
-                password_key: Some(ticket.password_key).filter(|key| *key != no_password),
-                metadata: fields
-                    .metadata
-                    .filter(|_| ticket.is_host)
-                    .unwrap_or_default(),
-                max_members: ticket.max_members,
-                flags: ticket.session_flags,
-                forming: None,
-                code: Some(ticket.handle.code),
-            },
-        )?;
-        let entry = &mut self.sessions[session];
-        entry.restored = true;
-        // Newcomers are kept off the lower seats, whose members are likely to be on their way back.
-        entry.next_seat = ticket.max_members - ticket.max_members / 4;
-        entry.awaits_host = true;
-        entry.host = ticket.handle.id.seat;
-        turn.counters.count(Counter::SessionsRestored);
-        Ok(session)
-    }
-
-    /// A member shows its ticket while its seat is still held: a restarted client, or one on another network.
-    /// False if this is a repetition of the request by which it came.
-    fn return_to_seat(
-        &mut self,
-        turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
-        member: u32,
-    ) -> bool {
-        let digest = transaction_digest(message);
-        self.rebind(turn, origin, member);
-        self.members[member].last_heard = turn.now;
-        if self.members[member].seated_by == digest {
-            return false;
-        }
-        let session = self.members[member].session;
-        let roster = self.others(session, member);
-        let log_end = self.sessions[session].log_end();
-        let entry = &mut self.members[member];
-        entry.seated_by = digest;
-        take_member_part(entry, fields);
-        entry.roster = roster;
-        entry.cursor = log_end;
-        entry.next_sequence = 1;
-        entry.in_flight = None;
-        self.trim_log(session);
-        true
-    }
-
     /// The member of `session` that this very request seated, if it is a repetition.
-    fn seated_by(&self, session: u32, origin: Origin, message: &Message<'_>) -> Option<u32> {
-        let digest = transaction_digest(message);
+    fn seated_by(&self, session: u32, asked: Asked<'_>) -> Option<u32> {
+        let digest = transaction_digest(asked.message);
         self.sessions[session].occupants().find(|&member| {
             let member = &self.members[member];
-            member.seated_by == digest && member.is_at(origin)
+            member.seated_by == digest && member.is_at(asked.origin)
         })
     }
 
@@ -345,20 +206,19 @@ impl Lobby {
     pub(crate) fn handle_second_seating(
         &mut self,
         turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
+        asked: Asked<'_>,
         handle: SeatHandle,
     ) {
         let repeated = self
             .by_code
             .get(&handle.code)
-            .and_then(|&session| self.seated_by(session, origin, message));
+            .and_then(|&session| self.seated_by(session, asked));
         match repeated {
             Some(member) => {
-                let session_part = message.method() != method::HOST;
-                self.answer_seat(turn, origin, message, member, session_part);
+                let session_part = asked.message.method() != method::HOST;
+                self.answer_seat(turn, asked, member, session_part);
             }
-            None => super::answer_error(turn, origin, message, code::SEATED),
+            None => super::answer_error(turn, asked, code::SEATED),
         }
     }
 
@@ -421,12 +281,10 @@ impl Lobby {
     }
 
     /// Seats the source of a request; `id` is the seat a ticket names, else the lowest free one is taken.
-    fn add_member(
+    pub(super) fn add_member(
         &mut self,
         turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
+        asked: Asked<'_>,
         session: u32,
         id: Option<SeatId>,
     ) -> Result<u32, Reject> {
@@ -454,10 +312,10 @@ impl Lobby {
             session,
             handle,
             token: turn.sealer.token(handle),
-            source: origin.addr,
-            socket: origin.socket,
-            home: origin.home,
-            seated_by: transaction_digest(message),
+            source: asked.origin.addr,
+            socket: asked.origin.socket,
+            home: asked.origin.home,
+            seated_by: transaction_digest(asked.message),
             last_request: 0,
             last_outcome: 0,
             relay_only: false,
@@ -475,7 +333,7 @@ impl Lobby {
             next_sequence: 1,
             in_flight: None::<Box<InFlight>>,
         };
-        take_member_part(&mut member, fields);
+        take_member_part(&mut member, asked.fields);
         let index = self.members.insert(member).ok_or(Reject(code::CAPACITY))?;
         let entry = &mut self.sessions[session];
         let behind = id.seat.saturating_add(1);
@@ -495,10 +353,10 @@ impl Lobby {
         self.trim_log(session);
         self.set_member_timer(turn, index);
         turn.out.mail.push((
-            origin.home,
+            asked.origin.home,
             Mail::AddFlow {
-                socket: origin.socket,
-                source: origin.addr,
+                socket: asked.origin.socket,
+                source: asked.origin.addr,
                 handle,
             },
         ));
@@ -529,7 +387,7 @@ impl Lobby {
     }
 
     /// The session's other members.
-    fn others(&self, session: u32, member: u32) -> Vec<SeatId> {
+    pub(super) fn others(&self, session: u32, member: u32) -> Vec<SeatId> {
         self.sessions[session]
             .occupants()
             .filter(|&other| other != member)
@@ -538,7 +396,7 @@ impl Lobby {
     }
 
     /// After the answer: the newcomer hears of the others, the others of it.
-    fn welcome(&mut self, turn: &mut Turn<'_>, member: u32) {
+    pub(super) fn welcome(&mut self, turn: &mut Turn<'_>, member: u32) {
         let session = self.members[member].session;
         if self.sessions[session].flags & session_flags::AUTO_INTRODUCE != 0 {
             self.introduce_to_all(turn, member);
@@ -547,18 +405,17 @@ impl Lobby {
     }
 
     /// Answers a seating that made its session on the way, or removes a session that it left empty.
-    fn answer_or_undo(
+    pub(super) fn answer_or_undo(
         &mut self,
         turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
+        asked: Asked<'_>,
         session: u32,
         seated: Result<u32, Reject>,
         session_part: bool,
     ) -> Outcome {
         match seated {
             Ok(member) => {
-                self.answer_seat(turn, origin, message, member, session_part);
+                self.answer_seat(turn, asked, member, session_part);
                 Ok(())
             }
             Err(reject) => {
@@ -572,11 +429,10 @@ impl Lobby {
     }
 
     /// The success answer to whatever seated this member.
-    fn answer_seat(
+    pub(super) fn answer_seat(
         &self,
         turn: &mut Turn<'_>,
-        origin: Origin,
-        message: &Message<'_>,
+        asked: Asked<'_>,
         member: u32,
         session_part: bool,
     ) {
@@ -594,13 +450,13 @@ impl Lobby {
         limit_bytes[4..].copy_from_slice(&limits.bytes_per_sec.to_be_bytes());
         let remaining_secs =
             u32::try_from(session.expires_at.since(turn.now) / 1000).unwrap_or(u32::MAX);
-        let mut writer = MessageWriter::answer(&mut turn.out.bytes, message, Class::Success);
+        let mut writer = MessageWriter::answer(&mut turn.out.bytes, asked.message, Class::Success);
         writer
             .attribute(attr::SEAT_HANDLE, &member.handle.to_bytes())
             .attribute(attr::JOIN_CODE, code_text)
             .attribute(attr::TOKEN, &member.token)
             .attribute(attr::TICKET, &ticket)
-            .xor_addr(stun::attr::XOR_MAPPED_ADDRESS, origin.addr.addr())
+            .xor_addr(stun::attr::XOR_MAPPED_ADDRESS, asked.origin.addr.addr())
             .u32(attr::KEEPALIVE_SECS, self.config.keepalive_secs)
             .u32(attr::SEAT_HOLD_SECS, self.config.seat_hold_secs)
             .u32(attr::SESSION_LIFETIME_SECS, remaining_secs)
@@ -619,7 +475,8 @@ impl Lobby {
             }
         }
         writer.finish();
-        turn.out.transmit(origin.socket, origin.addr.addr(), start);
+        turn.out
+            .transmit(asked.origin.socket, asked.origin.addr.addr(), start);
     }
 
     /// The ticket of one seat.
