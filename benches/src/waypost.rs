@@ -53,6 +53,8 @@ impl Waypost {
             "300",
             "--seat-hold-secs",
             "3600",
+            "--max-sessions",
+            "131072",
             "--member-packets-per-sec",
             "0",
             "--member-bytes-per-sec",
@@ -62,7 +64,9 @@ impl Waypost {
             name: name.to_owned(),
             program: std::env::current_exe()?.with_file_name("waypost-server"),
             arguments: usual
-                .iter()
+                .chunks(2)
+                .filter(|option| !arguments.contains(&option[0]))
+                .flatten()
                 .chain(arguments)
                 .map(|&text| text.to_owned())
                 .collect(),

@@ -33,7 +33,7 @@ enum What {
     /// Whole cycles per second of server CPU.
     Cycles {
         /// Cycles of each round.
-        #[arg(long, default_value_t = 10_000)]
+        #[arg(long, default_value_t = 40_000)]
         cycles: usize,
         /// Rounds, each with a server of its own.
         #[arg(long, default_value_t = 3)]

@@ -19,7 +19,8 @@ pub(super) struct Slab<T> {
 impl<T> Slab<T> {
     pub fn new(capacity: usize) -> Self {
         Self {
-            items: Vec::new(),
+            // All at once: pages that are never used cost nothing, and growing would copy everything in one turn.
+            items: Vec::with_capacity(capacity),
             free: Vec::new(),
             capacity,
         }
