@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::{env, process, thread};
 
 use waypost_client::{
-    Error, HostConfig, JoinConfig, Link, SeatId, Session, SessionEvent, describe,
+    Error, HostConfig, JoinConfig, Link, Path, SeatId, Session, SessionEvent, describe,
 };
 
 const USAGE: &str = "usage: chat host|join CODE [--server HOST:PORT] [--name NAME]";
@@ -104,13 +104,34 @@ fn watch(session: &Session) {
             Ok(SessionEvent::MemberLeft(id, reason)) => {
                 println!("* seat {} {}", id.seat, describe(reason));
             }
+            Ok(SessionEvent::HostChanged(id)) => {
+                if session.is_host() {
+                    println!("* you are the host now");
+                } else {
+                    println!("* {} is the host now", name_of(session, id));
+                }
+            }
             Ok(SessionEvent::PathChanged(id, path)) => {
-                println!("* {}: {path:?}", name_of(session, id));
+                let way = match path {
+                    Path::Relayed => "is reached through the relay",
+                    Path::Punching => "is reached through the relay while a direct path is tried",
+                    Path::Direct => "is reached directly",
+                    Path::Unreachable => "cannot be reached",
+                };
+                println!("* {} {way}", name_of(session, id));
             }
             Ok(SessionEvent::CodeChanged { new, .. }) => {
                 println!("* the code is {new} now");
             }
-            Ok(other) => println!("* {other:?}"),
+            Ok(SessionEvent::ServerSilent) => println!("* the server does not answer"),
+            Ok(SessionEvent::ServerBack | SessionEvent::Resumed) => {
+                println!("* the server answers again");
+            }
+            Ok(SessionEvent::Removed(reason)) => {
+                println!("* it is over for you: {}", describe(reason));
+            }
+            // Nothing that somebody who chats needs to know.
+            Ok(_) => {}
             Err(Error::Left) => return,
             Err(error) => {
                 println!("* {error}");
