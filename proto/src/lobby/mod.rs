@@ -32,6 +32,7 @@ use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
 use crate::time::{Millis, WallClock};
 use crate::timer_wheel::TimerWheel;
+use crate::turn::RelayCommand;
 use crate::wire::join_code::JoinCode;
 use crate::wire::native::{Fields, SeatHandle, attr, code, method};
 use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
@@ -160,7 +161,8 @@ pub struct Transmit {
     pub end: usize,
 }
 
-/// What a turn produced: datagrams in one growing buffer that is reused, mail, and answers for the control thread.
+/// What a turn produced: datagrams in one growing buffer that is reused, mail, commands about relay sockets, and answers for
+/// the control thread.
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// The bytes of all datagrams.
@@ -169,6 +171,8 @@ pub struct Outbox {
     pub transmits: Vec<Transmit>,
     /// Mail with the shard it is for.
     pub mail: Vec<(u16, Mail)>,
+    /// Relay sockets to be opened and closed, in this order.
+    pub relay: Vec<RelayCommand>,
     /// Answers to [`Mail::Door`].
     pub door: Vec<(u64, door::DoorAnswer)>,
 }
@@ -189,6 +193,7 @@ impl Outbox {
         self.bytes.clear();
         self.transmits.clear();
         self.mail.clear();
+        self.relay.clear();
         self.door.clear();
     }
 }
@@ -209,6 +214,10 @@ pub(crate) struct Turn<'a> {
 pub(crate) enum TimerKey {
     Member(u32, u32),
     Session(u32, u32),
+    /// Not the lobby's: a place for a TURN allocation.
+    Allocation(u32),
+    /// Not the lobby's: a reserved relay port.
+    Reservation(u32),
 }
 
 /// An error answer.
@@ -300,6 +309,9 @@ impl Lobby {
         match key {
             TimerKey::Member(index, uid) => self.handle_member_timer(turn, index, uid),
             TimerKey::Session(index, uid) => self.handle_session_timer(turn, index, uid),
+            TimerKey::Allocation(..) | TimerKey::Reservation(_) => {
+                unreachable!("the shard gives the lobby its own timers only")
+            }
         }
     }
 
