@@ -149,14 +149,16 @@ impl Shard {
         };
         let forwarding =
             ForwardingTable::new(capacity, config.lobby.limits, config.turn.limits, seeds());
+        let lobby = Lobby::new(config.lobby, config.index, config.count, seeds());
+        // A stream of its own, so that what the lobby draws does not depend on TURN.
+        let mut turn_rng = StdRng::from_seed(config.seed.map(|byte| !byte));
         let turn = TurnService::new(
             config.turn,
             config.index,
             config.count,
             config.sockets.len(),
-            seeds(),
+            std::array::from_fn(|_| turn_rng.random()),
         );
-        let lobby = Lobby::new(config.lobby, config.index, config.count, seeds());
         Self {
             index: config.index,
             count: config.count,
