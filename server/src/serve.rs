@@ -16,7 +16,7 @@ use waypost_proto::forwarding::RelayLimits;
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::lobby::door::DoorAnswer;
 use waypost_proto::nonce::ServerSecret;
-use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig};
+use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, time_limited_password};
 use waypost_proto::time::{Millis, WallClock};
 
 use self::listeners::Listeners;
@@ -438,6 +438,10 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
             print!("{}", doctor::report(&config, ring));
             return Ok(());
         }
+        Invocation::GenCredential(config, user, valid_secs) => {
+            print!("{}", generated_credential(&config, &user, valid_secs)?);
+            return Ok(());
+        }
         Invocation::Serve(config) => *config,
     };
     let log_level = logging::start(config.log_format, config.log_level);
@@ -486,6 +490,24 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
             "raise the limits of processes and open files",
         )),
     }
+}
+
+/// A time-limited credential as two lines, under the first secret, which is the one to sign with.
+fn generated_credential(
+    config: &Config,
+    user: &str,
+    valid_secs: u64,
+) -> Result<String, ConfigError> {
+    let secret = config.auth_secrets.first().ok_or_else(|| {
+        ConfigError::new(
+            "there is no secret to make a credential with",
+            "give the server's --auth-secret-file",
+        )
+    })?;
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let username = format!("{}:{user}", now.as_secs() + valid_secs);
+    let password = time_limited_password(secret.expose(), &username);
+    Ok(format!("username {username}\npassword {password}\n"))
 }
 
 /// Says where the server listens, and two lines for somebody who has just started their first one. Whether anybody reads
