@@ -2,20 +2,30 @@
 //!
 //! A `Flow` is what a source address on one socket may do; its channels index a dense set of [`Route`]s that all flows
 //! of a session on this shard share. So the packet path is one hash probe and one indexed read, and a session of N
-//! members costs N routes per shard, not N squared. Nothing here knows who is a member or why: the lobby installs and
-//! removes, and this table is complete without it.
+//! members costs N routes per shard, not N squared. A TURN client is found by the same probe; its peers come to a socket of
+//! its own, which needs none. A source is a member or a client, never both. Nothing here knows who is allowed what or why:
+//! the lobby and the TURN handlers install and remove, and this table is complete without them.
 
 use std::collections::HashMap;
 
 use ahash::RandomState;
 
 use crate::addr::{Addr, ClientAddr};
+use crate::stats::Counter;
 use crate::time::Millis;
 use crate::wire::channel_data::{self, ChannelNumber};
 use crate::wire::join_code::JoinCode;
 use crate::wire::native::SeatHandle;
+use crate::wire::stun::TransactionId;
 
-/// One of a shard's sockets. Listeners have the same number on every shard, so a route names a socket for all of them.
+mod framing;
+pub(crate) mod relay;
+
+pub use framing::{Frame, Framing};
+pub(crate) use relay::Relay;
+
+/// One of a shard's sockets. Listeners come first and have the same number on every shard, so a route names one for all of
+/// them; the sockets of relayed transport addresses follow and are the shard's own.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SocketIndex(pub u16);
 
@@ -57,13 +67,43 @@ impl Meter {
     }
 }
 
+/// What a source has relayed lately.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rate {
+    packets: Meter,
+    bytes: Meter,
+}
+
+impl Rate {
+    /// Notes one more packet, unless it is too much.
+    #[inline]
+    fn charge(
+        &mut self,
+        now: Millis,
+        limits: RelayLimits,
+        payload_len: usize,
+    ) -> Result<(), NotForwarded> {
+        let now_ns = now.0 * 1_000_000;
+        if !self.packets.fits(now_ns) || !self.bytes.fits(now_ns) {
+            return Err(NotForwarded::Limit);
+        }
+        if limits.packets_per_sec > 0 {
+            self.packets.spend(now_ns, 1, limits.packets_per_sec);
+        }
+        if limits.bytes_per_sec > 0 {
+            self.bytes
+                .spend(now_ns, payload_len as u64, limits.bytes_per_sec);
+        }
+        Ok(())
+    }
+}
+
 /// What one source may do.
 #[derive(Debug)]
 struct Flow {
     handle: SeatHandle,
     set: u32,
-    packets: Meter,
-    bytes: Meter,
+    rate: Rate,
 }
 
 /// The routes of one session on this shard, indexed by seat.
@@ -82,64 +122,129 @@ pub enum NotForwarded {
     NoFlow,
     /// Its channel leads to nobody.
     NoRoute,
+    /// The client has no permission for the peer, or no longer.
+    NoPermission,
     /// Its source is beyond its limits.
     Limit,
 }
 
-/// A decision to forward: the first bytes of the datagram become `header`, the rest stays, and it leaves by `route`.
+impl NotForwarded {
+    /// What it is counted as.
+    pub(crate) const fn counter(self) -> Counter {
+        match self {
+            Self::Malformed => Counter::DropParse,
+            Self::NoFlow => Counter::DropNoFlow,
+            Self::NoRoute => Counter::DropNoRoute,
+            Self::NoPermission => Counter::DropNoPermission,
+            Self::Limit => Counter::DropLimit,
+        }
+    }
+}
+
+/// Who is served by a forwarded datagram.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Service {
+    /// Members of a session.
+    Session,
+    /// A TURN client.
+    Turn,
+}
+
+/// A decision to forward a part of the datagram: it is framed anew and leaves by `route`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Forward {
     /// Where to.
     pub route: Route,
     /// Bytes to take off the front.
     pub strip: usize,
-    /// Bytes to put there instead.
-    pub header: [u8; channel_data::HEADER_LEN],
-    /// Length of the payload behind the header.
+    /// Length of the payload behind them; what follows it is cut off.
     pub payload_len: usize,
+    /// What is written around the payload.
+    pub framing: Framing,
+    /// For whom.
+    pub service: Service,
+}
+
+/// What a source on a listener is.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    /// A member of a session, by its flow.
+    Member(u32),
+    /// A TURN client, by its allocation.
+    Client(u32),
+}
+
+/// How large a forwarding table may become.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ForwardingCapacity {
+    /// Members of sessions.
+    pub flows: usize,
+    /// TURN clients.
+    pub relays: usize,
+    /// Sockets of listeners: the indexes below this are theirs.
+    pub listeners: usize,
 }
 
 /// The forwarding table of one shard.
 #[derive(Debug)]
 pub struct ForwardingTable {
-    by_source: HashMap<(SocketIndex, Addr), u32, RandomState>,
+    by_source: HashMap<(SocketIndex, Addr), Source, RandomState>,
+    flow_count: usize,
     flows: Vec<Option<Flow>>,
     free_flows: Vec<u32>,
     by_code: HashMap<JoinCode, u32, RandomState>,
     sets: Vec<RouteSet>,
     free_sets: Vec<u32>,
     limits: RelayLimits,
-    capacity: usize,
+    relay_limits: RelayLimits,
+    /// By allocation.
+    relays: Vec<Option<Box<Relay>>>,
+    /// The allocation of each relay socket, by the socket's index after the listeners.
+    by_socket: Vec<Option<u32>>,
+    capacity: ForwardingCapacity,
+    /// The transaction id of the next Data indication.
+    indication: u128,
 }
 
 impl ForwardingTable {
-    /// An empty table for at most `capacity` flows. `seeds` key its hashes: random in production, so that nobody can aim
-    /// sources at one bucket.
+    /// An empty table. `limits` are a member's, `relay_limits` a TURN client's. `seeds` key its hashes: random in
+    /// production, so that nobody can aim sources at one bucket.
     #[must_use]
-    pub fn new(capacity: usize, limits: RelayLimits, seeds: [u64; 4]) -> Self {
+    pub fn new(
+        capacity: ForwardingCapacity,
+        limits: RelayLimits,
+        relay_limits: RelayLimits,
+        seeds: [u64; 4],
+    ) -> Self {
         let hasher = RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
+        let sources = capacity.flows + capacity.relays;
         Self {
-            by_source: HashMap::with_capacity_and_hasher(capacity, hasher.clone()),
-            flows: Vec::with_capacity(capacity),
+            by_source: HashMap::with_capacity_and_hasher(sources, hasher.clone()),
+            flow_count: 0,
+            flows: Vec::with_capacity(capacity.flows),
             free_flows: Vec::new(),
             by_code: HashMap::with_hasher(hasher),
             sets: Vec::new(),
             free_sets: Vec::new(),
             limits,
+            relay_limits,
+            relays: Vec::new(),
+            by_socket: Vec::new(),
             capacity,
+            indication: u128::from(seeds[0] ^ seeds[3]) << 64 | u128::from(seeds[1] ^ seeds[2]),
         }
     }
 
     /// Flows in the table.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.by_source.len()
+    pub const fn len(&self) -> usize {
+        self.flow_count
     }
 
     /// Whether there is no flow.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.by_source.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.flow_count == 0
     }
 
     /// Sessions that have routes here.
@@ -153,15 +258,29 @@ impl ForwardingTable {
         let handle = |index: u32| self.flows[index as usize].as_ref().map(|flow| flow.handle);
         self.by_source
             .iter()
-            .filter_map(|(&(socket, source), &index)| Some((socket, source, handle(index)?)))
+            .filter_map(|(&(socket, source), &kind)| match kind {
+                Source::Member(index) => Some((socket, source, handle(index)?)),
+                Source::Client(_) => None,
+            })
             .collect()
     }
 
     /// The seat of a source, if it has one.
     #[must_use]
     pub fn seat_of(&self, socket: SocketIndex, source: ClientAddr) -> Option<SeatHandle> {
-        let index = *self.by_source.get(&(socket, source.0))?;
-        self.flows[index as usize].as_ref().map(|flow| flow.handle)
+        match *self.by_source.get(&(socket, source.0))? {
+            Source::Member(index) => self.flows[index as usize].as_ref().map(|flow| flow.handle),
+            Source::Client(_) => None,
+        }
+    }
+
+    /// The allocation of a source, if it has one.
+    #[must_use]
+    pub fn allocation_of(&self, socket: SocketIndex, source: ClientAddr) -> Option<u32> {
+        match *self.by_source.get(&(socket, source.0))? {
+            Source::Client(index) => Some(index),
+            Source::Member(_) => None,
+        }
     }
 
     /// Decides about a ChannelData datagram. This is the packet path: it allocates nothing and reads no clock.
@@ -176,10 +295,14 @@ impl ForwardingTable {
         datagram: &[u8],
     ) -> Result<Forward, NotForwarded> {
         let message = channel_data::parse(datagram).ok_or(NotForwarded::Malformed)?;
-        let &index = self
+        let index = match *self
             .by_source
             .get(&(socket, source.0))
-            .ok_or(NotForwarded::NoFlow)?;
+            .ok_or(NotForwarded::NoFlow)?
+        {
+            Source::Member(index) => index,
+            Source::Client(index) => return self.forward_channel(now, index, message),
+        };
         let flow = self.flows[index as usize]
             .as_mut()
             .expect("an indexed flow is there");
@@ -188,27 +311,14 @@ impl ForwardingTable {
             .seat()
             .and_then(|seat| *self.sets[flow.set as usize].seats.get(usize::from(seat))?)
             .ok_or(NotForwarded::NoRoute)?;
-        let now_ns = now.0 * 1_000_000;
-        let RelayLimits {
-            packets_per_sec,
-            bytes_per_sec,
-        } = self.limits;
-        if !flow.packets.fits(now_ns) || !flow.bytes.fits(now_ns) {
-            return Err(NotForwarded::Limit);
-        }
-        if packets_per_sec > 0 {
-            flow.packets.spend(now_ns, 1, packets_per_sec);
-        }
-        if bytes_per_sec > 0 {
-            flow.bytes
-                .spend(now_ns, message.data.len() as u64, bytes_per_sec);
-        }
+        flow.rate.charge(now, self.limits, message.data.len())?;
         let channel = ChannelNumber::of_seat(flow.handle.id.seat);
         Ok(Forward {
             route,
             strip: channel_data::HEADER_LEN,
-            header: channel_data::header(channel, message.data.len()),
             payload_len: message.data.len(),
+            framing: Framing::Channel(channel),
+            service: Service::Session,
         })
     }
 
@@ -247,8 +357,8 @@ impl ForwardingTable {
         set
     }
 
-    /// Lets `source` send as the member in `handle`. What the source was before, it is no longer. Returns false if the
-    /// table is full.
+    /// Lets `source` send as the member in `handle`. Which member the source was before, it is no longer. Returns false if
+    /// the table is full or the source is a TURN client.
     pub fn add_flow(
         &mut self,
         socket: SocketIndex,
@@ -261,16 +371,16 @@ impl ForwardingTable {
             }
             self.remove_flow(socket, source, old);
         }
-        if self.by_source.len() >= self.capacity {
+        if self.flow_count >= self.capacity.flows || self.allocation_of(socket, source).is_some() {
             return false;
         }
+        self.flow_count += 1;
         let set = self.set_of(handle.code);
         self.sets[set as usize].flows += 1;
         let flow = Some(Flow {
             handle,
             set,
-            packets: Meter::default(),
-            bytes: Meter::default(),
+            rate: Rate::default(),
         });
         let index = if let Some(index) = self.free_flows.pop() {
             self.flows[index as usize] = flow;
@@ -279,7 +389,8 @@ impl ForwardingTable {
             self.flows.push(flow);
             u32::try_from(self.flows.len() - 1).expect("capacity is below 2^32")
         };
-        self.by_source.insert((socket, source.0), index);
+        self.by_source
+            .insert((socket, source.0), Source::Member(index));
         true
     }
 
@@ -289,10 +400,10 @@ impl ForwardingTable {
         if self.seat_of(socket, source) != Some(handle) {
             return;
         }
-        let index = self
-            .by_source
-            .remove(&(socket, source.0))
-            .expect("seat_of found it");
+        let Some(Source::Member(index)) = self.by_source.remove(&(socket, source.0)) else {
+            unreachable!("seat_of found it");
+        };
+        self.flow_count -= 1;
         let flow = self.flows[index as usize]
             .take()
             .expect("an indexed flow is there");
@@ -329,7 +440,12 @@ mod tests {
     }
 
     fn table(limits: RelayLimits) -> ForwardingTable {
-        let mut table = ForwardingTable::new(16, limits, [1, 2, 3, 4]);
+        let capacity = ForwardingCapacity {
+            flows: 16,
+            relays: 0,
+            listeners: 2,
+        };
+        let mut table = ForwardingTable::new(capacity, limits, limits, [1, 2, 3, 4]);
         for seat in 0..3 {
             let port = 1000 + u16::from(seat);
             let route = Route {
@@ -358,7 +474,7 @@ mod tests {
         let mut table = table(RelayLimits::default());
         let forward = send(&mut table, 0, 1000, 2).unwrap();
         assert_eq!(forward.route.to, addr(1002));
-        assert_eq!(forward.header, [0x40, 0, 0, 5]);
+        assert_eq!(forward.frame().header(), [0x40, 0, 0, 5]);
         assert_eq!((forward.strip, forward.payload_len), (4, 5));
         assert_eq!(send(&mut table, 0, 1000, 3), Err(NotForwarded::NoRoute));
         assert_eq!(send(&mut table, 0, 1003, 0), Err(NotForwarded::NoFlow));

@@ -7,6 +7,7 @@
 //! * [`wire`]: byte formats (STUN, ChannelData, the native attributes).
 //! * [`forwarding`]: the relay: one table from `(socket, source)` to routes.
 //! * [`lobby`]: sessions, members, match queues, events, introductions.
+//! * [`turn`]: TURN (RFC 8656): allocations, permissions, channels, credentials, peer policy.
 //! * [`shard`]: one shard's whole state, driven by the server's event loop.
 //! * [`agent`]: the client's side of all that.
 
@@ -22,4 +23,5 @@ pub mod stats;
 pub mod ticket;
 pub mod time;
 pub mod timer_wheel;
+pub mod turn;
 pub mod wire;

@@ -1,11 +1,14 @@
 //! Stateless nonces: proof that a source receives what is sent to its address, without a byte kept per source.
 //!
 //! A nonce is eight hex digits of Unix seconds and sixteen of SipHash-2-4 over time and address (the construction of
-//! RFC 9018 for DNS cookies). The key is derived from the server's secret and the hour, so keys rotate by themselves, a
+//! RFC 9018 for DNS cookies); for TURN the same twelve bytes in base64 behind the nonce cookie of RFC 8489 section 9.2,
+//! which says what this server understands and so protects against bidding down. The key is derived from the server's secret and the hour, so keys rotate by themselves, a
 //! nonce is good across a restart and on every node that shares the secret, and a rotation drops nobody.
 
 use std::hash::Hasher;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use siphasher::sip::SipHasher24;
@@ -19,6 +22,12 @@ pub const NONCE_MAX_AGE_SECS: u64 = 600;
 const FUTURE_SKEW_SECS: u64 = 5;
 /// Seconds for which one key signs.
 const KEY_PERIOD_SECS: u64 = 3600;
+
+/// The nonce cookie and the security features, password algorithms and user-name anonymity: bits 0 and 1 from the most
+/// significant end of 24 (RFC 8489 sections 9.2 and 18.1).
+const TURN_PREFIX: &[u8; 13] = b"obMatJos2wAAA";
+/// Bytes of a nonce for TURN.
+pub const TURN_NONCE_LEN: usize = TURN_PREFIX.len() + 16;
 
 /// The server's long-lived secret, from which every key is derived. Debug output hides it.
 #[derive(Clone, PartialEq, Eq)]
@@ -73,20 +82,22 @@ impl NonceKeys {
 
     /// A nonce for `addr` at `unix_secs`.
     pub fn issue(&mut self, unix_secs: u64, addr: ClientAddr) -> [u8; NONCE_LEN] {
-        let mac = self
-            .mac(0, unix_secs, addr)
-            .expect("there is always a signing secret");
         let mut nonce = [0; NONCE_LEN];
-        let mut word = (unix_secs & 0xffff_ffff) << 32;
-        for digit in &mut nonce[..8] {
-            *digit = HEX[(word >> 60) as usize];
-            word <<= 4;
+        let stamp = self.stamp(unix_secs, addr);
+        for (digits, byte) in nonce.chunks_exact_mut(2).zip(stamp) {
+            digits[0] = HEX[usize::from(byte >> 4)];
+            digits[1] = HEX[usize::from(byte & 15)];
         }
-        word = mac;
-        for digit in &mut nonce[8..] {
-            *digit = HEX[(word >> 60) as usize];
-            word <<= 4;
-        }
+        nonce
+    }
+
+    /// A nonce for TURN, as [`NonceKeys::issue`].
+    pub fn issue_turn(&mut self, unix_secs: u64, addr: ClientAddr) -> [u8; TURN_NONCE_LEN] {
+        let mut nonce = [0; TURN_NONCE_LEN];
+        nonce[..TURN_PREFIX.len()].copy_from_slice(TURN_PREFIX);
+        STANDARD_NO_PAD
+            .encode_slice(self.stamp(unix_secs, addr), &mut nonce[TURN_PREFIX.len()..])
+            .expect("twelve bytes are sixteen letters");
         nonce
     }
 
@@ -101,11 +112,54 @@ impl NonceKeys {
         nonce: &[u8],
     ) -> Result<ProvenAddr, StaleNonce> {
         let nonce: &[u8; NONCE_LEN] = nonce.try_into().map_err(|_| StaleNonce)?;
-        let low = hex_value(&nonce[..8]).ok_or(StaleNonce)?;
-        let mac = hex_value(&nonce[8..]).ok_or(StaleNonce)?;
+        let mut stamp = [0; 12];
+        for (byte, digits) in stamp.iter_mut().zip(nonce.chunks_exact(2)) {
+            *byte = hex_value(digits[0])? << 4 | hex_value(digits[1])?;
+        }
+        self.verify_stamp(unix_secs, addr, stamp)
+    }
+
+    /// As [`NonceKeys::verify`], for a nonce of [`NonceKeys::issue_turn`]. One whose features somebody changed is stale.
+    ///
+    /// # Errors
+    /// As [`NonceKeys::verify`].
+    pub fn verify_turn(
+        &mut self,
+        unix_secs: u64,
+        addr: ClientAddr,
+        nonce: &[u8],
+    ) -> Result<ProvenAddr, StaleNonce> {
+        let letters = nonce.strip_prefix(TURN_PREFIX).ok_or(StaleNonce)?;
+        let mut stamp = [0; 12];
+        match STANDARD_NO_PAD.decode_slice(letters, &mut stamp) {
+            Ok(12) => self.verify_stamp(unix_secs, addr, stamp),
+            _ => Err(StaleNonce),
+        }
+    }
+
+    /// Four bytes of time and eight of hash.
+    fn stamp(&mut self, unix_secs: u64, addr: ClientAddr) -> [u8; 12] {
+        let mac = self
+            .mac(0, unix_secs, addr)
+            .expect("there is always a signing secret");
+        let mut stamp = [0; 12];
+        stamp[..4].copy_from_slice(&(unix_secs as u32).to_be_bytes());
+        stamp[4..].copy_from_slice(&mac.to_be_bytes());
+        stamp
+    }
+
+    fn verify_stamp(
+        &mut self,
+        unix_secs: u64,
+        addr: ClientAddr,
+        stamp: [u8; 12],
+    ) -> Result<ProvenAddr, StaleNonce> {
+        let (low, mac) = stamp.split_first_chunk::<4>().ok_or(StaleNonce)?;
+        let low = u32::from_be_bytes(*low);
+        let mac = u64::from_be_bytes(mac.try_into().map_err(|_| StaleNonce)?);
         // 32 bits of seconds are completed to the time that is nearest to now.
-        let issued = unix_secs
-            .wrapping_add((low as u32).wrapping_sub(unix_secs as u32).cast_signed() as i64 as u64);
+        let issued =
+            unix_secs.wrapping_add(low.wrapping_sub(unix_secs as u32).cast_signed() as i64 as u64);
         let age_ok = if issued > unix_secs {
             issued - unix_secs <= FUTURE_SKEW_SECS
         } else {
@@ -148,15 +202,12 @@ impl NonceKeys {
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-fn hex_value(digits: &[u8]) -> Option<u64> {
-    digits.iter().try_fold(0u64, |value, digit| {
-        let nibble = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            _ => return None,
-        };
-        Some(value << 4 | u64::from(nibble))
-    })
+fn hex_value(digit: u8) -> Result<u8, StaleNonce> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        _ => Err(StaleNonce),
+    }
 }
 
 #[cfg(test)]
@@ -187,6 +238,26 @@ mod tests {
             assert!(keys.verify(1_700_000_000, a, &bad).is_err(), "digit {i}");
         }
         assert!(keys.verify(1_700_000_000, a, &nonce[..23]).is_err());
+    }
+
+    #[test]
+    fn a_turn_nonce_is_no_native_one_and_its_features_are_fixed() {
+        let mut keys = NonceKeys::new(ServerSecret([7; 32]));
+        let a = client("192.0.2.1:1000");
+        let nonce = keys.issue_turn(1_700_000_000, a);
+        assert!(keys.verify_turn(1_700_000_600, a, &nonce).is_ok());
+        assert!(keys.verify_turn(1_700_000_601, a, &nonce).is_err());
+        assert!(keys.verify(1_700_000_000, a, &nonce).is_err());
+        let native = keys.issue(1_700_000_000, a);
+        assert!(keys.verify_turn(1_700_000_000, a, &native).is_err());
+        let other = client("192.0.2.1:1001");
+        assert!(keys.verify_turn(1_700_000_000, other, &nonce).is_err());
+        for i in 0..nonce.len() {
+            let mut bad = nonce;
+            bad[i] = if bad[i] == b'A' { b'B' } else { b'A' };
+            assert!(keys.verify_turn(1_700_000_000, a, &bad).is_err(), "{i}");
+            assert!(keys.verify_turn(1_700_000_000, a, &nonce[..i]).is_err());
+        }
     }
 
     #[test]

@@ -9,7 +9,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::addr::{Addr, ClientAddr};
-use crate::forwarding::{Forward, ForwardingTable, NotForwarded, SocketIndex};
+use crate::forwarding::{
+    Forward, ForwardingCapacity, ForwardingTable, NotForwarded, Service, SocketIndex,
+};
 use crate::lobby::door::{DoorAnswer, DoorRequest};
 use crate::lobby::{Asked, Lobby, LobbyConfig, Mail, Origin, Outbox, TimerKey, Turn};
 use crate::nonce::{NonceKeys, ServerSecret};
@@ -17,6 +19,7 @@ use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
 use crate::time::{Millis, WallClock};
 use crate::timer_wheel::TimerWheel;
+use crate::turn::{RelayRefusal, Step, TurnConfig, TurnService};
 use crate::wire::native::{self, BadFields, Fields, SeatHandle, code};
 use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
 use crate::wire::{self, Kind};
@@ -35,7 +38,7 @@ const STANDSTILL_MS: u64 = 2_000;
 /// What a socket is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SocketRole {
-    /// The main port: STUN, rendezvous, relay.
+    /// The main port: STUN, TURN, rendezvous, relay.
     Main,
     /// The second vantage port: Binding only.
     Probe,
@@ -48,10 +51,12 @@ pub struct ShardConfig {
     pub index: u16,
     /// How many there are, at most 128.
     pub count: u16,
-    /// The role of each socket by its index; the same on every shard.
+    /// The role of each listener by its index; the same on every shard. Relay sockets get the indexes behind them.
     pub sockets: Vec<SocketRole>,
     /// Limits and times of the lobby.
     pub lobby: LobbyConfig,
+    /// Limits and credentials of TURN.
+    pub turn: TurnConfig,
     /// Who may host, join, match and list.
     pub access: RendezvousAccess,
     /// The server's secret; the same on every shard.
@@ -75,6 +80,9 @@ pub enum Verdict {
     Drop(Counter),
 }
 
+/// How a Send indication begins (RFC 8656 section 17).
+const SEND_INDICATION: [u8; 2] = [0x00, 0x16];
+
 /// One shard.
 pub struct Shard {
     index: u16,
@@ -87,6 +95,7 @@ pub struct Shard {
     placement: Placement,
     forwarding: ForwardingTable,
     lobby: Lobby,
+    turn: TurnService,
     wheel: TimerWheel<TimerKey>,
     rng: StdRng,
     counters: Counters,
@@ -110,6 +119,22 @@ macro_rules! turn {
     };
 }
 
+/// Lends the TURN side everything of the shard that it needs.
+macro_rules! step {
+    ($shard:ident, $now:expr) => {
+        &mut Step {
+            now: $now,
+            unix_secs: $shard.wall.unix_secs($now),
+            out: &mut $shard.outbox,
+            wheel: &mut $shard.wheel,
+            rng: &mut $shard.rng,
+            counters: &mut $shard.counters,
+            forwarding: &mut $shard.forwarding,
+            nonces: &mut $shard.nonces,
+        }
+    };
+}
+
 impl Shard {
     /// A shard without sessions.
     #[must_use]
@@ -120,9 +145,23 @@ impl Shard {
         );
         let mut rng = StdRng::from_seed(config.seed);
         let mut seeds = || std::array::from_fn(|_| rng.random());
+        let capacity = ForwardingCapacity {
+            flows: config.lobby.members_max,
+            relays: config.turn.allocations_max,
+            listeners: config.sockets.len(),
+        };
         let forwarding =
-            ForwardingTable::new(config.lobby.members_max, config.lobby.limits, seeds());
+            ForwardingTable::new(capacity, config.lobby.limits, config.turn.limits, seeds());
         let lobby = Lobby::new(config.lobby, config.index, config.count, seeds());
+        // A stream of its own, so that what the lobby draws does not depend on TURN.
+        let mut turn_rng = StdRng::from_seed(config.seed.map(|byte| !byte));
+        let turn = TurnService::new(
+            config.turn,
+            config.index,
+            config.count,
+            config.sockets.len(),
+            std::array::from_fn(|_| turn_rng.random()),
+        );
         Self {
             index: config.index,
             count: config.count,
@@ -134,6 +173,7 @@ impl Shard {
             placement: Placement::new(config.placement_seeds, config.count),
             forwarding,
             lobby,
+            turn,
             wheel: TimerWheel::new(now),
             rng,
             counters: Counters::default(),
@@ -150,6 +190,8 @@ impl Shard {
         self.counters
             .set(Counter::Members, self.lobby.member_count());
         self.counters.set(Counter::Flows, self.forwarding.len());
+        self.counters
+            .set(Counter::Allocations, self.turn.allocation_count());
         &self.counters
     }
 
@@ -166,9 +208,32 @@ impl Shard {
         source: ClientAddr,
         datagram: &[u8],
     ) -> Verdict {
-        let role = self.sockets[usize::from(socket.0)];
+        let Some(&role) = self.sockets.get(usize::from(socket.0)) else {
+            let len = datagram.len();
+            let forwarded = self
+                .forwarding
+                .forward_from_peer(now, socket, source.0, len);
+            return self.relay(forwarded.map_err(NotForwarded::counter));
+        };
         match (wire::kind(datagram), role) {
-            (Kind::ChannelData, SocketRole::Main) => self.relay(now, socket, source, datagram),
+            (Kind::ChannelData, SocketRole::Main) => {
+                let forwarded = self.forwarding.forward(now, socket, source, datagram);
+                self.relay(forwarded.map_err(NotForwarded::counter))
+            }
+            (Kind::Other, SocketRole::Main) if self.turn.serves_rfc5766() => {
+                let table = &mut self.forwarding;
+                let forwarded = table.forward_rfc5766(now, socket, source, datagram);
+                self.relay(forwarded.map_err(NotForwarded::counter))
+            }
+            (Kind::Stun, SocketRole::Main) if datagram.starts_with(&SEND_INDICATION) => {
+                let forwarded = Message::parse(datagram)
+                    .map_err(|_| Counter::DropParse)
+                    .and_then(|message| {
+                        let table = &mut self.forwarding;
+                        self.turn.handle_send(now, table, socket, source, &message)
+                    });
+                self.relay(forwarded)
+            }
             (Kind::Stun, _) => match self.handle_stun(now, socket, source, role, datagram) {
                 Ok(()) => Verdict::Handled,
                 Err(reason) => self.drop(reason),
@@ -182,26 +247,18 @@ impl Shard {
         Verdict::Drop(reason)
     }
 
-    fn relay(
-        &mut self,
-        now: Millis,
-        socket: SocketIndex,
-        source: ClientAddr,
-        datagram: &[u8],
-    ) -> Verdict {
-        match self.forwarding.forward(now, socket, source, datagram) {
+    fn relay(&mut self, forwarded: Result<Forward, Counter>) -> Verdict {
+        match forwarded {
             Ok(forward) => {
-                self.counters.count(Counter::RelayedPackets);
-                self.counters
-                    .add(Counter::RelayedBytes, forward.payload_len as u64);
+                let (packets, bytes) = match forward.service {
+                    Service::Session => (Counter::RelayedPackets, Counter::RelayedBytes),
+                    Service::Turn => (Counter::TurnPackets, Counter::TurnBytes),
+                };
+                self.counters.count(packets);
+                self.counters.add(bytes, forward.payload_len as u64);
                 Verdict::Forward(forward)
             }
-            Err(reason) => self.drop(match reason {
-                NotForwarded::Malformed => Counter::DropParse,
-                NotForwarded::NoFlow => Counter::DropNoFlow,
-                NotForwarded::NoRoute => Counter::DropNoRoute,
-                NotForwarded::Limit => Counter::DropLimit,
-            }),
+            Err(reason) => self.drop(reason),
         }
     }
 
@@ -225,6 +282,9 @@ impl Shard {
             (Class::Request, method, SocketRole::Main) if native::method::is_native(method) => {
                 self.handle_native(now, socket, source, &message)
             }
+            (Class::Request, method, SocketRole::Main) if stun::method::is_turn(method) => self
+                .turn
+                .handle_request(step!(self, now), socket, source, &message),
             (Class::Success, native::method::EVENT, SocketRole::Main) => {
                 self.handle_acknowledgement(now, socket, source, &message)
             }
@@ -271,6 +331,10 @@ impl Shard {
             socket,
             home: self.index,
         };
+        if self.forwarding.allocation_of(socket, source).is_some() {
+            self.answer_error(origin, message, code::MISMATCH);
+            return Ok(());
+        }
         match Fields::read(message) {
             Ok(fields) => {
                 if !self.access.admits(unix_secs, message, &fields) {
@@ -311,6 +375,16 @@ impl Shard {
             .finish();
         self.outbox.transmit(socket, source.0, start);
         Ok(())
+    }
+
+    fn answer_error(&mut self, origin: Origin, message: &Message<'_>, error: u16) {
+        self.counters.count(Counter::NativeErrors);
+        let start = self.outbox.bytes.len();
+        MessageWriter::answer(&mut self.outbox.bytes, message, Class::Error)
+            .error_code(error)
+            .finish();
+        self.outbox
+            .transmit(origin.socket, origin.addr.addr(), start);
     }
 
     fn answer_bad_fields(&mut self, origin: Origin, message: &Message<'_>, bad: BadFields) {
@@ -451,7 +525,17 @@ impl Shard {
         let mut fired = std::mem::take(&mut self.fired);
         self.wheel.advance(now, &mut fired);
         for key in fired.drain(..) {
-            self.lobby.handle_timer(turn!(self, now), key);
+            match key {
+                TimerKey::Allocation(index) => {
+                    let turn = &mut self.turn;
+                    turn.handle_allocation_timer(step!(self, now), index);
+                }
+                TimerKey::Reservation(uid) => {
+                    let turn = &mut self.turn;
+                    turn.handle_reservation_timer(step!(self, now), uid);
+                }
+                key => self.lobby.handle_timer(turn!(self, now), key),
+            }
         }
         self.fired = fired;
         self.deliver_own_mail();
@@ -468,14 +552,31 @@ impl Shard {
         self.counters.add(Counter::DropMailbox, count);
     }
 
+    /// Takes in what became of [`crate::turn::RelayCommand::Open`]. Every one is answered so, in any order. There may be answers
+    /// and further commands in the outbox then.
+    pub fn handle_relay_opened(
+        &mut self,
+        now: Millis,
+        socket: SocketIndex,
+        outcome: Result<(), RelayRefusal>,
+    ) {
+        self.turn.handle_opened(step!(self, now), socket, outcome);
+    }
+
+    /// Changes the secrets of TURN's time-limited credentials.
+    pub fn set_turn_secrets(&mut self, secrets: Vec<Box<[u8]>>) {
+        self.turn.set_secrets(secrets);
+    }
+
     /// Changes who may host, join, match and list.
     pub fn set_access(&mut self, access: RendezvousAccess) {
         self.access = access;
     }
 
-    /// From now on nobody new is seated.
+    /// From now on nobody new is seated, and nothing new allocated.
     pub const fn drain(&mut self) {
         self.draining = true;
+        self.turn.drain();
     }
 
     /// Signs with a new secret; the last one is still accepted.

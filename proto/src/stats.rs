@@ -48,7 +48,13 @@ const fn gauge(name: &'static str, help: &'static str) -> Family {
 }
 
 const DROPPED: Family = total("waypost_dropped_total", "Packets dropped, by reason");
+const RELAYED_PACKETS: Family = total("waypost_relayed_packets_total", "Datagrams relayed");
+const RELAYED_BYTES: Family = total("waypost_relayed_bytes_total", "Payload bytes relayed");
 const REQUESTS: Family = total("waypost_requests_total", "Requests served, by kind");
+const REQUEST_ERRORS: Family = total(
+    "waypost_request_errors_total",
+    "Requests answered with an error, by kind",
+);
 const AUTH_FAILURES: Family = total("waypost_auth_failures_total", "Failed proofs, by kind");
 const EVENT_BATCHES: Family = total(
     "waypost_event_batches_total",
@@ -84,17 +90,27 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Datagrams relayed between TURN clients and their peers.
+    TurnPackets => RELAYED_PACKETS, ["proto" = "turn"];
+    /// Payload bytes relayed between TURN clients and their peers.
+    TurnBytes => RELAYED_BYTES, ["proto" = "turn"];
     /// Datagrams relayed between members of sessions.
-    RelayedPackets => total("waypost_relayed_packets_total", "Datagrams relayed between members of sessions"), ["proto" = "native"];
+    RelayedPackets => RELAYED_PACKETS, ["proto" = "native"];
     /// Payload bytes relayed between members of sessions.
-    RelayedBytes => total("waypost_relayed_bytes_total", "Payload bytes relayed between members of sessions"), ["proto" = "native"];
+    RelayedBytes => RELAYED_BYTES, ["proto" = "native"];
     /// Not STUN, not ChannelData, or malformed.
     DropParse => DROPPED, ["reason" = "parse"];
     /// ChannelData from an address that has no seat.
     DropNoFlow => DROPPED, ["reason" = "no_flow"];
     /// ChannelData for a seat that nobody has.
     DropNoRoute => DROPPED, ["reason" = "no_route"];
-    /// Beyond a member's packets or bytes per second.
+    /// TURN data for or from a peer that has no permission.
+    DropNoPermission => DROPPED, ["reason" = "no_permission"];
+    /// TURN data for a peer that policy denies.
+    DropPeerDenied => DROPPED, ["reason" = "peer_denied"];
+    /// A request from a source that has not proved its address and has used up the bytes that it may draw.
+    DropBudget => DROPPED, ["reason" = "budget"];
+    /// Beyond a source's packets or bytes per second.
     DropLimit => DROPPED, ["reason" = "limit"];
     /// A first request shorter than its answer would be.
     DropUnpadded => DROPPED, ["reason" = "unpadded"];
@@ -108,12 +124,16 @@ counters! {
     DropMailbox => DROPPED, ["reason" = "mailbox"];
     /// Binding requests answered.
     Bindings => REQUESTS, ["method" = "binding"];
-    /// Native requests whose source was not proved yet; each was answered with a nonce.
-    UnprovenReplies => total("waypost_unproven_replies_total", "Native requests whose source was not proved yet; each was answered with a nonce"), [];
+    /// Requests whose source was not proved yet; each was answered with a nonce.
+    UnprovenReplies => total("waypost_unproven_replies_total", "Requests whose source was not proved yet; each was answered with a nonce"), [];
+    /// Authenticated TURN requests.
+    TurnRequests => REQUESTS, ["method" = "turn"];
     /// Native requests from proved sources.
     NativeRequests => REQUESTS, ["method" = "native"];
     /// Native requests answered with an error.
-    NativeErrors => total("waypost_request_errors_total", "Native requests answered with an error"), [];
+    NativeErrors => REQUEST_ERRORS, ["method" = "native"];
+    /// Authenticated TURN requests answered with an error.
+    TurnErrors => REQUEST_ERRORS, ["method" = "turn"];
     /// Passwords checked, against a session's key or, for a session that does not exist, against a dummy.
     PasswordChecks => total("waypost_password_checks_total", "Passwords checked, against a session's key or, for a session that does not exist, against a dummy"), [];
     /// Wrong codes, names, passwords.
@@ -144,6 +164,14 @@ counters! {
     Sessions => gauge("waypost_sessions", "Sessions that this shard owns"), [];
     /// Members of the sessions that this shard owns.
     Members => gauge("waypost_members", "Members of the sessions that this shard owns"), [];
+    /// TURN requests whose name and password did not fit.
+    TurnCredentialFailures => AUTH_FAILURES, ["reason" = "turn"];
+    /// TURN allocations that expired.
+    AllocationsExpired => total("waypost_allocations_expired_total", "TURN allocations that were not refreshed in time"), [];
+    /// Relay sockets that could not be opened.
+    RelayOpenFailures => total("waypost_relay_open_failures_total", "Relay ports that could not be opened"), [];
+    /// TURN allocations of this shard.
+    Allocations => gauge("waypost_allocations", "TURN allocations that this shard serves"), [];
     /// Source addresses that this shard relays for.
     Flows => gauge("waypost_flows", "Source addresses that this shard relays for"), [];
 }

@@ -14,6 +14,7 @@ use waypost_proto::nonce::ServerSecret;
 use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, SocketRole, Verdict};
 use waypost_proto::stats::Counter;
 use waypost_proto::time::{Millis, WallClock};
+use waypost_proto::turn::TurnConfig;
 use waypost_proto::wire::native::method;
 use waypost_proto::wire::stun::{self, Class, Message, MessageWriter, TransactionId};
 
@@ -68,6 +69,7 @@ fn shard() -> Shard {
         },
         seed: [2; 32],
         placement_seeds: [3, 4],
+        turn: TurnConfig::default(),
     };
     Shard::new(config, Millis(0))
 }

@@ -20,8 +20,8 @@ pub enum Post {
     Mail(Mail),
     /// Seat nobody new from now on.
     Drain,
-    /// Change who may use the rendezvous.
-    Access(RendezvousAccess),
+    /// Change who may use the rendezvous, and the secrets of time-limited TURN credentials.
+    Access(RendezvousAccess, Vec<Box<[u8]>>),
     /// End the shard's thread.
     Stop,
 }

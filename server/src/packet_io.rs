@@ -104,6 +104,10 @@ impl RecvBuf {
         self.len == 0
     }
 
+    pub(crate) fn set_len(&mut self, len: usize) {
+        self.len = u32::try_from(len).expect("a slot is far smaller");
+    }
+
     /// The slot, after the proof that it belongs to the turn of `stamp`.
     #[inline]
     pub(crate) fn slot(&self, stamp: TurnStamp) -> u32 {
@@ -186,6 +190,13 @@ pub trait PacketIo {
 
     /// The payload of a datagram of this turn, to change in place.
     fn payload_mut<'a>(&'a mut self, buf: &'a mut RecvBuf) -> &'a mut [u8];
+
+    /// Cuts a payload of this turn, or lengthens it by zero bytes.
+    ///
+    /// # Panics
+    ///
+    /// If the slot has no room for `len` bytes. It always has for a length rounded up to a multiple of 16.
+    fn resize(&mut self, buf: &mut RecvBuf, len: usize);
 
     /// Stages a received payload to be sent on without a copy: its first `strip` bytes are dropped
     /// and `header` is written in place before the rest.

@@ -2,6 +2,7 @@
 //! or at stop.
 
 mod listeners;
+mod relay;
 mod rendezvous;
 
 use std::io::Write as _;
@@ -15,7 +16,7 @@ use waypost_proto::forwarding::RelayLimits;
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::lobby::door::DoorAnswer;
 use waypost_proto::nonce::ServerSecret;
-use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig};
+use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, time_limited_password};
 use waypost_proto::time::{Millis, WallClock};
 
 use self::listeners::Listeners;
@@ -31,7 +32,7 @@ use crate::mailbox::{Mailbox, Post};
 use crate::mmsg::Mmsg;
 use crate::packet_io::{IoConfig, PacketIo, SetupError};
 use crate::ring::{self, Ring};
-use crate::shard::EventLoop;
+use crate::shard::{EventLoop, SocketMap};
 
 /// How long a shard may take to get ready.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -56,6 +57,9 @@ impl Server {
         let mut warnings = Vec::new();
         let use_ring = choose_backend(config.io, &mut warnings)?;
         let (listeners, sockets) = Listeners::bind(config)?;
+        let (sockets_max, warning) = relay::sockets_per_shard(config, listeners.addresses().len());
+        warnings.extend(warning);
+        let turn = relay::turn_config(config, &listeners.addresses());
         let mailboxes: Arc<[Mailbox]> = (0..config.shard_count)
             .map(|_| Mailbox::default())
             .collect();
@@ -99,6 +103,7 @@ impl Server {
                     .filter(|_| config.pin),
                 io: IoConfig {
                     coalesce_us: config.coalesce_us,
+                    max_sockets: sockets_max,
                     ..IoConfig::default()
                 },
                 shard: ShardConfig {
@@ -106,6 +111,7 @@ impl Server {
                     count: u16::try_from(config.shard_count).expect("at most 128 shards"),
                     sockets: server.listeners.roles(),
                     lobby: lobby_config(config, server.listeners.probe_port()),
+                    turn: turn.clone(),
                     access: access_of(config.open_rendezvous, &config.auth_secrets),
                     secret: secret.clone(),
                     wall,
@@ -278,7 +284,7 @@ impl Birth {
             .map(|socket| io.add_socket(socket))
             .collect();
         let sockets = match added {
-            Ok(sockets) => sockets,
+            Ok(sockets) => SocketMap::of_listeners(&sockets),
             Err(error) => {
                 let failed = ConfigError::new(
                     format!("a socket cannot be served: {error}"),
@@ -355,13 +361,13 @@ fn access_of(open: bool, secrets: &[Secret]) -> RendezvousAccess {
     if open {
         RendezvousAccess::Open
     } else {
-        RendezvousAccess::Credential(
-            secrets
-                .iter()
-                .map(|secret| secret.expose().into())
-                .collect(),
-        )
+        RendezvousAccess::Credential(secret_bytes(secrets))
     }
+}
+
+fn secret_bytes(secrets: &[Secret]) -> Vec<Box<[u8]>> {
+    let bytes = secrets.iter().map(|secret| secret.expose().into());
+    bytes.collect()
 }
 
 /// The protocol's secret; one that is not 32 bytes long is stretched to them.
@@ -432,6 +438,10 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
             print!("{}", doctor::report(&config, ring));
             return Ok(());
         }
+        Invocation::GenCredential(config, user, valid_secs) => {
+            print!("{}", generated_credential(&config, &user, valid_secs)?);
+            return Ok(());
+        }
         Invocation::Serve(config) => *config,
     };
     let log_level = logging::start(config.log_format, config.log_level);
@@ -480,6 +490,24 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
             "raise the limits of processes and open files",
         )),
     }
+}
+
+/// A time-limited credential as two lines, under the first secret, which is the one to sign with.
+fn generated_credential(
+    config: &Config,
+    user: &str,
+    valid_secs: u64,
+) -> Result<String, ConfigError> {
+    let secret = config.auth_secrets.first().ok_or_else(|| {
+        ConfigError::new(
+            "there is no secret to make a credential with",
+            "give the server's --auth-secret-file",
+        )
+    })?;
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let username = format!("{}:{user}", now.as_secs() + valid_secs);
+    let password = time_limited_password(secret.expose(), &username);
+    Ok(format!("username {username}\npassword {password}\n"))
 }
 
 /// Says where the server listens, and two lines for somebody who has just started their first one. Whether anybody reads

@@ -9,15 +9,19 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::Sender;
 use waypost_proto::addr::{Addr, ClientAddr};
-use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::door::DoorAnswer;
 use waypost_proto::shard::{Shard, Verdict};
 use waypost_proto::time::Millis;
+use waypost_proto::turn::{RelayCommand, RelayRefusal};
 
 use crate::control::counters::{IO_TABLE, PROTOCOL_TABLE, io_values};
 use crate::control::metrics::ShardPublisher;
 use crate::mailbox::{Mailbox, Post};
-use crate::packet_io::{PacketIo, Received, SocketId};
+use crate::packet_io::{PacketIo, Received, UdpOptions, bind_udp};
+
+mod socket_map;
+
+pub use socket_map::SocketMap;
 
 /// A shard shows that it lives at least this often.
 const TICK: Duration = Duration::from_millis(500);
@@ -34,8 +38,8 @@ pub struct EventLoop<P> {
     pub shard: Shard,
     /// The number of this shard.
     pub index: usize,
-    /// The id of each socket by its index in the protocol.
-    pub sockets: Vec<SocketId>,
+    /// What the protocol calls each socket.
+    pub sockets: SocketMap,
     /// Every shard's mailbox.
     pub mailboxes: Arc<[Mailbox]>,
     /// Answers for the control thread.
@@ -78,12 +82,16 @@ impl<P: PacketIo> EventLoop<P> {
                 match mailbox.take() {
                     Some(Post::Mail(mail)) => self.shard.handle_mail(now, mail),
                     Some(Post::Drain) => self.shard.drain(),
-                    Some(Post::Access(access)) => self.shard.set_access(access),
+                    Some(Post::Access(access, secrets)) => {
+                        self.shard.set_access(access);
+                        self.shard.set_turn_secrets(secrets);
+                    }
                     Some(Post::Stop) => return Ok(()),
                     None => break,
                 }
             }
             self.shard.handle_timeout(now);
+            self.carry_out_relay_commands(now);
             self.flush(&mut undelivered);
             if now.since(Millis(published_ms)) >= PUBLISH_EVERY_MS {
                 published_ms = now.0;
@@ -97,22 +105,67 @@ impl<P: PacketIo> EventLoop<P> {
     }
 
     fn handle(&mut self, now: Millis, received: Received) {
-        let Received { socket, from, buf } = received;
-        let Some(index) = self.sockets.iter().position(|id| *id == socket) else {
+        let Received {
+            socket,
+            from,
+            mut buf,
+        } = received;
+        let Some(index) = self.sockets.index(socket) else {
             return;
         };
-        let index = SocketIndex(u16::try_from(index).expect("a shard has few sockets"));
         let source = ClientAddr(Addr::new(from));
         let payload = self.io.payload(&buf);
-        if let Verdict::Forward(forward) = self.shard.handle_datagram(now, index, source, payload) {
-            let egress = self.sockets[usize::from(forward.route.egress.0)];
-            self.io.forward(
-                buf,
-                forward.strip,
-                &forward.header,
-                egress,
-                forward.route.to.to_socket_addr(),
-            );
+        let Verdict::Forward(forward) = self.shard.handle_datagram(now, index, source, payload)
+        else {
+            return;
+        };
+        let Some(egress) = self.sockets.id(forward.route.egress) else {
+            return;
+        };
+        let frame = forward.frame();
+        let len = forward.strip + forward.payload_len + frame.padding();
+        if len != buf.len() {
+            self.io.resize(&mut buf, len);
+        }
+        let to = forward.route.to.to_socket_addr();
+        self.io
+            .forward(buf, forward.strip, frame.header(), egress, to);
+    }
+
+    /// Opens and closes relay sockets until the protocol has no more wishes.
+    fn carry_out_relay_commands(&mut self, now: Millis) {
+        loop {
+            let mut commands = std::mem::take(&mut self.shard.outbox().relay);
+            for command in commands.drain(..) {
+                match command {
+                    RelayCommand::Open { socket, at } => {
+                        let opened = bind_udp(at.to_socket_addr(), &UdpOptions::default())
+                            .and_then(|bound| self.io.add_socket(bound));
+                        let outcome = match opened {
+                            Ok(id) => {
+                                self.sockets.insert(socket, id);
+                                Ok(())
+                            }
+                            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                                Err(RelayRefusal::InUse)
+                            }
+                            Err(_) => Err(RelayRefusal::Impossible),
+                        };
+                        self.shard.handle_relay_opened(now, socket, outcome);
+                    }
+                    RelayCommand::Close { socket } => {
+                        if let Some(id) = self.sockets.remove(socket) {
+                            self.io.remove_socket(id);
+                        }
+                    }
+                }
+            }
+            let further = &mut self.shard.outbox().relay;
+            if further.is_empty() {
+                // Its room is used again.
+                *further = commands;
+                return;
+            }
         }
     }
 
@@ -126,7 +179,9 @@ impl<P: PacketIo> EventLoop<P> {
         }
         let outbox = self.shard.outbox();
         for transmit in &outbox.transmits {
-            let socket = self.sockets[usize::from(transmit.socket.0)];
+            let Some(socket) = self.sockets.id(transmit.socket) else {
+                continue;
+            };
             self.io.send(
                 socket,
                 transmit.to.to_socket_addr(),

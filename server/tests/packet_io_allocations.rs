@@ -1,4 +1,4 @@
-//! The packet path does not touch the heap once it is warm, on either backend.
+//! The packet path does not touch the heap once it is warm, on either backend; nor do the decisions of the TURN relay.
 #![allow(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
@@ -7,6 +7,17 @@ use std::cell::Cell;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use waypost_proto::addr::{Addr, ClientAddr};
+use waypost_proto::forwarding::SocketIndex;
+use waypost_proto::lobby::LobbyConfig;
+use waypost_proto::nonce::ServerSecret;
+use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, SocketRole, Verdict};
+use waypost_proto::time::{Millis, WallClock};
+use waypost_proto::turn::{RelayCommand, RelayIp, TurnConfig, TurnCredentials};
+use waypost_proto::wire::channel_data::{self, ChannelNumber};
+use waypost_proto::wire::stun::{
+    Class, Integrity, LongTermKey, Message, MessageWriter, TransactionId, attr, method,
+};
 use waypost_server::mmsg::Mmsg;
 use waypost_server::packet_io::{IoConfig, PacketIo, UdpOptions, bind_udp};
 use waypost_server::ring::Ring;
@@ -122,4 +133,127 @@ fn mmsg_allocates_nothing() {
         ..IoConfig::default()
     };
     allocates_nothing(Mmsg::new(&config).unwrap());
+}
+
+const MAIN: SocketIndex = SocketIndex(0);
+const NOW: Millis = Millis(1000);
+
+fn turn_shard() -> Shard {
+    let ip = "198.41.0.4".parse().unwrap();
+    let turn = TurnConfig {
+        credentials: TurnCredentials {
+            realm: "realm".to_owned(),
+            users: vec![("ann".to_owned(), "password".to_owned())],
+            secrets: Vec::new(),
+        },
+        relay_ips: vec![RelayIp {
+            local: ip,
+            external: ip,
+        }],
+        ..TurnConfig::default()
+    };
+    let config = ShardConfig {
+        index: 0,
+        count: 1,
+        sockets: vec![SocketRole::Main],
+        lobby: LobbyConfig::default(),
+        turn,
+        access: RendezvousAccess::Open,
+        secret: ServerSecret([1; 32]),
+        wall: WallClock {
+            unix_ms_at_zero: 1_700_000_000_000,
+        },
+        seed: [2; 32],
+        placement_seeds: [3, 4],
+    };
+    Shard::new(config, NOW)
+}
+
+/// Makes an authenticated request; returns the relay socket if it opened one.
+fn ask(
+    shard: &mut Shard,
+    client: Addr,
+    method: u16,
+    fill: &dyn Fn(&mut MessageWriter<'_>),
+) -> Option<SocketIndex> {
+    let key = LongTermKey::md5("ann", "realm", "password");
+    let mut nonce: Option<Vec<u8>> = None;
+    loop {
+        let mut out = Vec::new();
+        let id = TransactionId([5; 12]);
+        let mut writer = MessageWriter::new(&mut out, method, Class::Request, id);
+        fill(&mut writer);
+        if let Some(nonce) = &nonce {
+            writer
+                .attribute(attr::USERNAME, b"ann")
+                .attribute(attr::REALM, b"realm")
+                .attribute(attr::NONCE, nonce)
+                .integrity(Integrity::Sha1, key.as_bytes());
+        }
+        writer.finish();
+        shard.handle_datagram(NOW, MAIN, ClientAddr(client), &out);
+        let mut opened = None;
+        for command in std::mem::take(&mut shard.outbox().relay) {
+            if let RelayCommand::Open { socket, .. } = command {
+                opened = Some(socket);
+                shard.handle_relay_opened(NOW, socket, Ok(()));
+            }
+        }
+        let bytes = shard.outbox().bytes.clone();
+        shard.outbox().clear();
+        let answer = Message::parse(&bytes).unwrap();
+        match answer.error_code() {
+            Some(401) => nonce = answer.find(attr::NONCE).map(Into::into),
+            None => return opened,
+            Some(code) => panic!("error {code}"),
+        }
+    }
+}
+
+#[test]
+fn the_turn_relay_allocates_nothing() {
+    let mut shard = turn_shard();
+    let addr = |text: &str| Addr::new(text.parse().unwrap());
+    let (client, bound, permitted) = (addr("198.41.9.9:1"), addr("8.8.8.8:1"), addr("8.8.4.4:1"));
+    let relay = ask(&mut shard, client, method::ALLOCATE, &|w| {
+        w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+    });
+    let relay = relay.unwrap();
+    ask(&mut shard, client, method::CHANNEL_BIND, &|w| {
+        w.attribute(attr::CHANNEL_NUMBER, &[0x40, 0, 0, 0])
+            .xor_addr(attr::XOR_PEER_ADDRESS, bound);
+    });
+    ask(&mut shard, client, method::CREATE_PERMISSION, &|w| {
+        w.xor_addr(attr::XOR_PEER_ADDRESS, permitted);
+    });
+    let mut channel = channel_data::header(ChannelNumber::of_seat(0), 200).to_vec();
+    channel.resize(204, 1);
+    let mut indication = Vec::new();
+    MessageWriter::new(
+        &mut indication,
+        method::SEND,
+        Class::Indication,
+        TransactionId([6; 12]),
+    )
+    .xor_addr(attr::XOR_PEER_ADDRESS, permitted)
+    .attribute(attr::DATA, &channel)
+    .finish();
+    let before = ALLOCATIONS.get();
+    let mut header_bytes = 0;
+    for _ in 0..10_000 {
+        for (socket, from, bytes) in [
+            (MAIN, client, &channel),
+            (MAIN, client, &indication),
+            (relay, bound, &channel),
+            (relay, permitted, &channel),
+        ] {
+            let verdict = shard.handle_datagram(NOW, socket, ClientAddr(from), bytes);
+            let Verdict::Forward(forward) = verdict else {
+                panic!("{verdict:?}");
+            };
+            header_bytes += forward.frame().header().len();
+        }
+    }
+    assert_eq!(ALLOCATIONS.get() - before, 0);
+    assert_eq!(header_bytes, 10_000 * (4 + 36));
 }

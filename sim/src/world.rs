@@ -11,6 +11,7 @@ use waypost_proto::lobby::{LobbyConfig, Mail};
 use waypost_proto::nonce::ServerSecret;
 use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, SocketRole, Verdict};
 use waypost_proto::time::{Millis, WallClock};
+use waypost_proto::turn::TurnConfig;
 use waypost_proto::wire;
 
 use crate::Violation;
@@ -145,6 +146,7 @@ impl World {
                     },
                     seed: self.rng.random(),
                     placement_seeds,
+                    turn: TurnConfig::default(),
                 };
                 Shard::new(config, Millis(self.now))
             })
@@ -372,7 +374,7 @@ impl World {
         let verdict =
             self.shards[home].handle_datagram(Millis(self.now), socket, source, &packet.bytes);
         if let Verdict::Forward(forward) = verdict {
-            let mut bytes = forward.header.to_vec();
+            let mut bytes = forward.frame().header().to_vec();
             bytes.extend_from_slice(&packet.bytes[forward.strip..][..forward.payload_len]);
             self.server_sends(forward.route.egress, forward.route.to, bytes)?;
         }

@@ -33,6 +33,7 @@ use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
 use crate::time::{Millis, WallClock};
 use crate::timer_wheel::TimerWheel;
+use crate::turn::RelayCommand;
 use crate::wire::join_code::JoinCode;
 use crate::wire::native::{Fields, SeatHandle, attr, code, method};
 use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
@@ -172,7 +173,8 @@ pub struct Transmit {
     pub end: usize,
 }
 
-/// What a turn produced: datagrams in one growing buffer that is reused, mail, and answers for the control thread.
+/// What a turn produced: datagrams in one growing buffer that is reused, mail, commands about relay sockets, and answers for
+/// the control thread.
 #[derive(Debug, Default)]
 pub struct Outbox {
     /// The bytes of all datagrams.
@@ -181,6 +183,8 @@ pub struct Outbox {
     pub transmits: Vec<Transmit>,
     /// Mail with the shard it is for.
     pub mail: Vec<(u16, Mail)>,
+    /// Relay sockets to be opened and closed, in this order.
+    pub relay: Vec<RelayCommand>,
     /// Answers to [`Mail::Door`].
     pub door: Vec<(u64, door::DoorAnswer)>,
 }
@@ -201,6 +205,7 @@ impl Outbox {
         self.bytes.clear();
         self.transmits.clear();
         self.mail.clear();
+        self.relay.clear();
         self.door.clear();
     }
 }
@@ -223,6 +228,10 @@ pub(crate) enum TimerKey {
     Session(u32, u32),
     /// Nobody's: as long as there are members, it comes so often that its lateness shows a standstill.
     Pulse,
+    /// Not the lobby's: a place for a TURN allocation.
+    Allocation(u32),
+    /// Not the lobby's: a reserved relay port.
+    Reservation(u32),
 }
 
 /// Between two pulses.
@@ -321,6 +330,9 @@ impl Lobby {
                 if self.members.len() > 0 {
                     self.begin_pulse(turn);
                 }
+            }
+            TimerKey::Allocation(..) | TimerKey::Reservation(_) => {
+                unreachable!("the shard gives the lobby its own timers only")
             }
         }
     }

@@ -18,6 +18,12 @@ pub struct Inspection {
     pub sessions: usize,
     /// Sessions that have routes here.
     pub routed_sessions: usize,
+    /// TURN allocations.
+    pub allocations: usize,
+    /// Relay sockets that are open or being opened.
+    pub relay_sockets: usize,
+    /// Relay ports that are taken.
+    pub relay_ports: u32,
     /// Timers that are set, those included that will find nothing to do.
     pub timers: usize,
     /// Bytes that the outbox keeps room for.
@@ -29,7 +35,11 @@ impl Shard {
     #[must_use]
     pub fn inspect(&self) -> Inspection {
         self.lobby.assert_consistent();
+        let (relay_sockets, relay_ports) = self.turn.relay_sockets();
         Inspection {
+            allocations: self.turn.allocation_count(),
+            relay_sockets,
+            relay_ports,
             seats: self.lobby.seats(),
             flows: self.forwarding.flows(),
             sessions: self.lobby.session_count(),

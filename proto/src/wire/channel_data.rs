@@ -4,7 +4,8 @@
 /// Bytes of a ChannelData header.
 pub const HEADER_LEN: usize = 4;
 
-/// A channel number in the range that RFC 8656 section 12 leaves for use, 0x4000 to 0x4FFF.
+/// A channel number, most often in the range that RFC 8656 section 12 leaves for use, 0x4000 to 0x4FFF; else in the one that
+/// RFC 5766 section 11 had, up to 0x7FFF.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct ChannelNumber(u16);
 
@@ -18,6 +19,16 @@ impl ChannelNumber {
     #[must_use]
     pub const fn new(number: u16) -> Option<Self> {
         if number >= Self::MIN && number <= Self::MAX {
+            Some(Self(number))
+        } else {
+            None
+        }
+    }
+
+    /// `number` if it is in the range of RFC 5766, 0x4000 to 0x7FFF: for clients of that time, where the operator serves them.
+    #[must_use]
+    pub const fn new_rfc5766(number: u16) -> Option<Self> {
+        if number >= Self::MIN && number <= 0x7fff {
             Some(Self(number))
         } else {
             None
@@ -60,8 +71,21 @@ pub struct ChannelData<'a> {
 /// Parses a datagram. `None` if the channel is out of range or the length exceeds what is there.
 #[must_use]
 pub fn parse(datagram: &[u8]) -> Option<ChannelData<'_>> {
+    parse_with(datagram, ChannelNumber::new)
+}
+
+/// As [`parse`], with the channel numbers of RFC 5766.
+#[must_use]
+pub fn parse_rfc5766(datagram: &[u8]) -> Option<ChannelData<'_>> {
+    parse_with(datagram, ChannelNumber::new_rfc5766)
+}
+
+fn parse_with(
+    datagram: &[u8],
+    number: impl FnOnce(u16) -> Option<ChannelNumber>,
+) -> Option<ChannelData<'_>> {
     let (header, rest) = datagram.split_first_chunk::<HEADER_LEN>()?;
-    let channel = ChannelNumber::new(u16::from_be_bytes([header[0], header[1]]))?;
+    let channel = number(u16::from_be_bytes([header[0], header[1]]))?;
     let len = usize::from(u16::from_be_bytes([header[2], header[3]]));
     Some(ChannelData {
         channel,

@@ -11,7 +11,7 @@ mod integrity;
 mod write;
 
 pub use integrity::{Integrity, LongTermKey, crc32};
-pub use write::{AttributeWriter, MessageWriter};
+pub use write::{AttributeWriter, MessageWriter, write_data_indication};
 
 /// Bytes of the fixed header (RFC 8489 section 5).
 pub const HEADER_LEN: usize = 20;
@@ -40,6 +40,30 @@ pub mod attr {
     pub const PASSWORD_ALGORITHM: u16 = 0x001d;
     /// USERHASH, RFC 8489 section 14.4.
     pub const USERHASH: u16 = 0x001e;
+    /// CHANNEL-NUMBER, RFC 8656 section 18.1.
+    pub const CHANNEL_NUMBER: u16 = 0x000c;
+    /// LIFETIME, RFC 8656 section 18.2.
+    pub const LIFETIME: u16 = 0x000d;
+    /// XOR-PEER-ADDRESS, RFC 8656 section 18.3.
+    pub const XOR_PEER_ADDRESS: u16 = 0x0012;
+    /// DATA, RFC 8656 section 18.4.
+    pub const DATA: u16 = 0x0013;
+    /// XOR-RELAYED-ADDRESS, RFC 8656 section 18.5.
+    pub const XOR_RELAYED_ADDRESS: u16 = 0x0016;
+    /// REQUESTED-ADDRESS-FAMILY, RFC 8656 section 18.6.
+    pub const REQUESTED_ADDRESS_FAMILY: u16 = 0x0017;
+    /// EVEN-PORT, RFC 8656 section 18.7.
+    pub const EVEN_PORT: u16 = 0x0018;
+    /// REQUESTED-TRANSPORT, RFC 8656 section 18.8.
+    pub const REQUESTED_TRANSPORT: u16 = 0x0019;
+    /// RESERVATION-TOKEN, RFC 8656 section 18.10.
+    pub const RESERVATION_TOKEN: u16 = 0x0022;
+    /// ADDITIONAL-ADDRESS-FAMILY, RFC 8656 section 18.11.
+    pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+    /// ADDRESS-ERROR-CODE, RFC 8656 section 18.12.
+    pub const ADDRESS_ERROR_CODE: u16 = 0x8001;
+    /// PASSWORD-ALGORITHMS, RFC 8489 section 14.11.
+    pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
     /// XOR-MAPPED-ADDRESS, RFC 8489 section 14.2.
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
     /// FINGERPRINT, RFC 8489 section 14.7.
@@ -50,6 +74,27 @@ pub mod attr {
 pub mod method {
     /// Binding, RFC 8489 section 18.2.
     pub const BINDING: u16 = 0x001;
+    /// Allocate, RFC 8656 section 17.
+    pub const ALLOCATE: u16 = 0x003;
+    /// Refresh, RFC 8656 section 17.
+    pub const REFRESH: u16 = 0x004;
+    /// Send, an indication only, RFC 8656 section 17.
+    pub const SEND: u16 = 0x006;
+    /// Data, an indication only, RFC 8656 section 17.
+    pub const DATA: u16 = 0x007;
+    /// CreatePermission, RFC 8656 section 17.
+    pub const CREATE_PERMISSION: u16 = 0x008;
+    /// ChannelBind, RFC 8656 section 17.
+    pub const CHANNEL_BIND: u16 = 0x009;
+
+    /// Whether a request of this method is TURN's.
+    #[must_use]
+    pub const fn is_turn(method: u16) -> bool {
+        matches!(
+            method,
+            ALLOCATE | REFRESH | CREATE_PERMISSION | CHANNEL_BIND
+        )
+    }
 }
 
 /// The class of a message (RFC 8489 section 5).

@@ -15,6 +15,7 @@ use waypost_proto::shard::{
 };
 use waypost_proto::stats::Counter;
 use waypost_proto::time::{Millis, WallClock};
+use waypost_proto::turn::TurnConfig;
 
 /// Unix time at the start of every world.
 pub const EPOCH_MS: u64 = 1_700_000_000_000;
@@ -94,6 +95,7 @@ impl World {
                 count: setup.shards,
                 sockets: vec![SocketRole::Main, SocketRole::Probe],
                 lobby: setup.lobby.clone(),
+                turn: TurnConfig::default(),
                 access: setup.access.clone(),
                 secret: ServerSecret(setup.secret),
                 wall: WallClock {
@@ -147,7 +149,7 @@ impl World {
         let verdict =
             self.shards[home].handle_datagram(self.now, socket, ClientAddr(source), datagram);
         if let Verdict::Forward(forward) = verdict {
-            let mut bytes = forward.header.to_vec();
+            let mut bytes = forward.frame().header().to_vec();
             bytes.extend_from_slice(&datagram[forward.strip..forward.strip + forward.payload_len]);
             self.arrive(forward.route.to, bytes);
         }
@@ -315,7 +317,7 @@ impl World {
                 match (verdict, to) {
                     (Verdict::Forward(forward), Some(to)) => {
                         assert_eq!(forward.route.to, to.addr, "to where that member is");
-                        assert_eq!(forward.header, [0x40, from.handle.id.seat, 0, 0]);
+                        assert_eq!(forward.frame().header(), [0x40, from.handle.id.seat, 0, 0]);
                     }
                     (Verdict::Drop(Counter::DropNoRoute), None) => {}
                     other => panic!("{from:?} to seat {seat}: {other:?}"),

@@ -211,6 +211,16 @@ impl PacketIo for Mmsg {
     }
 
     #[inline]
+    fn resize(&mut self, buf: &mut RecvBuf, len: usize) {
+        if len > buf.len() {
+            let slot = buf.slot(self.stamp);
+            // SAFETY: the stamp proves that the slot was handed out in this turn.
+            unsafe { self.slots.memory.zero(slot, buf.len(), len) };
+        }
+        buf.set_len(len);
+    }
+
+    #[inline]
     fn forward(
         &mut self,
         buf: RecvBuf,

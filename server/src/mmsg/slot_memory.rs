@@ -113,6 +113,18 @@ impl SlotMemory {
         unsafe { std::slice::from_raw_parts_mut(self.payload_at(slot), len) }
     }
 
+    /// Zeroes what lies between the lengths `from` and `to` of a payload.
+    ///
+    /// # Safety
+    ///
+    /// As [`SlotMemory::payload`].
+    #[inline]
+    pub(crate) unsafe fn zero(&mut self, slot: u32, from: usize, to: usize) {
+        // SAFETY: the caller's promise.
+        let payload = unsafe { self.payload_mut(slot, to) };
+        payload[from..].fill(0);
+    }
+
     /// Replaces the first `strip` bytes of a payload by `header`; returns where the datagram
     /// starts and its length.
     ///

@@ -63,6 +63,11 @@ impl Listeners {
         self.probe_port
     }
 
+    /// Every address that is bound.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().map(|&(_, at)| at).collect()
+    }
+
     pub fn main_addrs(&self) -> Vec<SocketAddr> {
         self.sockets
             .iter()

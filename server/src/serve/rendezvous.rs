@@ -10,7 +10,7 @@ use waypost_proto::shard::Placement;
 use waypost_proto::wire::join_code::JoinCode;
 use waypost_proto::wire::native::{code, session_flags};
 
-use super::{Answers, access_of};
+use super::{Answers, access_of, secret_bytes};
 use crate::control::admin::{
     AdminError, CreateSession, CreatedSession, Reconfiguration, Rendezvous, SessionPage,
     SessionQuery, SessionSummary,
@@ -188,7 +188,10 @@ impl Rendezvous for Shards {
     }
 
     fn reconfigure(&self, change: Reconfiguration) {
-        self.tell_all(|| Post::Access(access_of(change.open_rendezvous, &change.auth_secrets)));
+        self.tell_all(|| {
+            let access = access_of(change.open_rendezvous, &change.auth_secrets);
+            Post::Access(access, secret_bytes(&change.auth_secrets))
+        });
     }
 }
 

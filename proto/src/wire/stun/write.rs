@@ -193,6 +193,38 @@ impl<'a> AttributeWriter<'a> {
     }
 }
 
+/// Writes everything of a Data indication (RFC 8656 section 11.4) that stands before its data: header, XOR-PEER-ADDRESS and
+/// the head of DATA. Returns its length, at most 48 bytes. Nothing is allocated.
+#[inline]
+pub fn write_data_indication(
+    out: &mut [u8; 48],
+    peer: Addr,
+    id: TransactionId,
+    data_len: usize,
+) -> usize {
+    const DATA_INDICATION: u16 = 0x0017;
+    let mut mask = [0; 16];
+    mask[..4].copy_from_slice(&MAGIC_COOKIE.to_be_bytes());
+    mask[4..].copy_from_slice(&id.0);
+    let (value, value_len) = encode_addr(peer, mask);
+    let header_len = HEADER_LEN + 4 + value_len + 4;
+    let message_len = header_len - HEADER_LEN + data_len.next_multiple_of(4);
+    let len16 = |len: usize| {
+        u16::try_from(len)
+            .expect("a datagram is shorter than 64 KiB")
+            .to_be_bytes()
+    };
+    out[..2].copy_from_slice(&DATA_INDICATION.to_be_bytes());
+    out[2..4].copy_from_slice(&len16(message_len));
+    out[4..HEADER_LEN].copy_from_slice(&mask);
+    out[20..22].copy_from_slice(&attr::XOR_PEER_ADDRESS.to_be_bytes());
+    out[22..24].copy_from_slice(&len16(value_len));
+    out[24..24 + value_len].copy_from_slice(&value[..value_len]);
+    out[header_len - 4..header_len - 2].copy_from_slice(&attr::DATA.to_be_bytes());
+    out[header_len - 2..header_len].copy_from_slice(&len16(data_len));
+    header_len
+}
+
 fn encode_addr(addr: Addr, mask: [u8; 16]) -> ([u8; 20], usize) {
     let mut value = [0; 20];
     let port = addr.port() ^ u16::from_be_bytes([mask[0], mask[1]]);

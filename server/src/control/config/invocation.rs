@@ -22,6 +22,8 @@ pub enum Invocation {
     Print(String),
     /// Say what this host allows.
     Doctor(Box<Config>),
+    /// Make a time-limited credential for this user, good for so many seconds.
+    GenCredential(Box<Config>, String, u64),
 }
 
 /// Where options come from. Kept, so that a reload reads the same places again.
@@ -55,9 +57,9 @@ impl Sources {
             Err(wrong) => return Err(in_one_line(&wrong)),
         };
         // Options may stand on either side of the subcommand; clap propagates them downwards.
-        let (doctor, matches) = match matches.subcommand() {
-            Some((_, inner)) => (true, inner),
-            None => (false, &matches),
+        let (command, matches) = match matches.subcommand() {
+            Some((name, inner)) => (Some(name), inner),
+            None => (None, &matches),
         };
         let config = self.config(matches)?;
         if matches.get_flag("print-config") {
@@ -72,8 +74,16 @@ impl Sources {
                     .chain(["the configuration is valid\n".to_owned()])
                     .collect(),
             ))
-        } else if doctor {
+        } else if command == Some("doctor") {
             Ok(Invocation::Doctor(Box::new(config)))
+        } else if command == Some(GEN_CREDENTIAL) {
+            let name = matches.get_one::<String>("name").cloned();
+            let secs = matches.get_one::<u64>("valid-secs").copied();
+            Ok(Invocation::GenCredential(
+                Box::new(config),
+                name.unwrap_or_default(),
+                secs.unwrap_or_default(),
+            ))
         } else {
             Ok(Invocation::Serve(Box::new(config)))
         }
@@ -82,7 +92,9 @@ impl Sources {
     /// Reads everything again, as for a reload of a server that serves.
     pub fn reload(&self) -> Result<Config, ConfigError> {
         match self.invocation()? {
-            Invocation::Serve(config) | Invocation::Doctor(config) => Ok(*config),
+            Invocation::Serve(config)
+            | Invocation::Doctor(config)
+            | Invocation::GenCredential(config, ..) => Ok(*config),
             Invocation::Print(_) => Err(ConfigError::new(
                 "nothing to reload",
                 "start the server first",
@@ -132,6 +144,9 @@ impl Sources {
         own.collect()
     }
 }
+
+/// The command that makes a credential.
+const GEN_CREDENTIAL: &str = "gen-credential";
 
 /// The command line, made from the table of options.
 fn command(host: &Host) -> Command {
@@ -185,6 +200,24 @@ fn command(host: &Host) -> Command {
         .arg(switch("print-config", "Print the effective values with their origin, secrets masked"))
         .arg(switch("check-config", "Only say whether the configuration is valid"))
         .subcommand(Command::new("doctor").about("Say in words what this host allows"))
+        .subcommand(
+            Command::new(GEN_CREDENTIAL)
+                .about("Print a time-limited credential under --auth-secret")
+                .arg(
+                    Arg::new("name")
+                        .value_name("USER")
+                        .help("Whom it is for")
+                        .default_value("player"),
+                )
+                .arg(
+                    Arg::new("valid-secs")
+                        .long("valid-secs")
+                        .value_name("SECONDS")
+                        .help("How long it is good")
+                        .value_parser(clap::value_parser!(u64).range(1..=31_536_000))
+                        .default_value("86400"),
+                ),
+        )
 }
 
 /// clap's error as ours. Its own rendering takes several lines.
@@ -206,7 +239,7 @@ fn in_one_line(error: &clap::Error) -> ConfigError {
             let typed = format!("{argument}{}", text(ContextKind::InvalidSubcommand));
             ConfigError::new(
                 format!("unknown argument `{typed}`"),
-                "options begin with --, the only command is `doctor`; see --help",
+                "options begin with --, the commands are `doctor` and `gen-credential`; see --help",
             )
         }
         ErrorKind::InvalidValue | ErrorKind::NoEquals => ConfigError::new(
@@ -360,7 +393,7 @@ mod tests {
                 "name a readable file with --config",
             ),
             (&["--state-dir="], "is empty: give a value or leave it out"),
-            (&["serve"], "the only command is `doctor`"),
+            (&["serve"], "the commands are `doctor` and `gen-credential`"),
             (&["--tls-listen=1.1.1.1:1"], "unknown option --tls-listen"),
             (&["--auth-secret-file=/nonexistent"], "cannot be read"),
         ] {

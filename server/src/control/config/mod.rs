@@ -9,6 +9,7 @@ mod host;
 mod invocation;
 mod layers;
 mod options;
+mod relay;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -22,6 +23,8 @@ pub use host::Host;
 pub use invocation::{Invocation, Sources};
 pub use layers::{Origin, Setting, Settings};
 pub use options::{OPTIONS, OptionSpec, Preset};
+
+use waypost_proto::turn::peer_policy::Cidr;
 
 use super::secret::Secret;
 use options::option;
@@ -61,6 +64,22 @@ pub struct ExternalIp {
     pub local: Option<IpAddr>,
 }
 
+/// A static TURN user.
+#[derive(Clone, Debug)]
+pub struct TurnUser {
+    /// The user's name.
+    pub name: String,
+    /// The user's password, UTF-8.
+    pub password: Secret,
+}
+
+impl TurnUser {
+    /// The password as text, for the one place that makes keys of it.
+    pub fn password_text(&self) -> String {
+        String::from_utf8_lossy(self.password.expose()).into_owned()
+    }
+}
+
 /// Everything the server was told, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -70,6 +89,32 @@ pub struct Config {
     pub external_ip: Vec<ExternalIp>,
     /// Second UDP port on every listen address; 0 takes one from the kernel.
     pub probe_port: u16,
+    /// Addresses of relayed ports, at most one per family; none: to be found.
+    pub relay_ip: Vec<IpAddr>,
+    /// Ports of TURN's relayed addresses.
+    pub relay_ports: RangeInclusive<u16>,
+    /// The realm of TURN credentials.
+    pub realm: String,
+    /// Static TURN users.
+    pub users: Vec<TurnUser>,
+    /// Peers that are allowed although they are denied by default.
+    pub allow_peer: Vec<Cidr>,
+    /// Peers that are denied.
+    pub deny_peer: Vec<Cidr>,
+    /// Whether TURN clients of RFC 5766's time are served in their way.
+    pub turn_compat: bool,
+    /// TURN allocations at one time, over all shards.
+    pub allocations_max: u32,
+    /// TURN allocations of one user on each shard; 0 is no limit.
+    pub allocations_per_user: u32,
+    /// TURN allocations of one source prefix on each shard; 0 is no limit.
+    pub allocations_per_source: u32,
+    /// Packets per second that one allocation may relay; 0 is no limit.
+    pub allocation_packets_per_sec: u32,
+    /// Bytes per second that one allocation may relay; 0 is no limit.
+    pub allocation_bytes_per_sec: u32,
+    /// Bytes per second that TURN answers to an unproven source; 0 is no limit.
+    pub unproven_bytes_per_sec: u32,
     /// Whether sessions need no credentials.
     pub open_rendezvous: bool,
     /// Secrets that sign `expiry:user` credentials, at most two.
@@ -141,6 +186,20 @@ impl Config {
             listen: read.listen()?,
             external_ip: read.external_ip()?,
             probe_port: read.number("probe-port", 0..=u16::MAX)?,
+            relay_ip: read.relay_ip()?,
+            relay_ports: read.relay_ports()?,
+            realm: read.realm()?,
+            users: read.users()?,
+            allow_peer: read.ranges("allow-peer")?,
+            deny_peer: read.ranges("deny-peer")?,
+            turn_compat: read.truth("turn-compat")?,
+            allocations_max: read.number("max-allocations", 1..=1 << 20)?,
+            allocations_per_user: read.number("allocations-per-user", 0..=1 << 20)?,
+            allocations_per_source: read.number("allocations-per-source", 0..=1 << 20)?,
+            allocation_packets_per_sec: read
+                .number("allocation-packets-per-sec", 0..=10_000_000)?,
+            allocation_bytes_per_sec: read.number("allocation-bytes-per-sec", 0..=u32::MAX)?,
+            unproven_bytes_per_sec: read.number("unproven-bytes-per-sec", 0..=u32::MAX)?,
             open_rendezvous: read.truth("open-rendezvous")?,
             auth_secrets: read.secrets("auth-secret", "auth-secret-file")?,
             secret_file_chosen: chosen("secret-file") || chosen("state-dir"),

@@ -120,6 +120,71 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .preset("3479"),
     OptionSpec::new(
+        "relay-ip",
+        "IP",
+        "Address of relayed ports, one per family; repeatable [default: the listen address, or found]",
+    )
+    .up_to(2),
+    OptionSpec::new("relay-ports", "LOW-HIGH", "Ports of TURN's relayed addresses")
+        .preset("49152-65535"),
+    OptionSpec::new("realm", "REALM", "Realm of TURN credentials; short ones make short answers")
+        .preset("waypost"),
+    OptionSpec::new("user", "NAME:PASSWORD", "TURN user; repeatable")
+        .up_to(1024)
+        .secret(),
+    OptionSpec::new("user-file", "FILE", "File with a TURN user, NAME:PASSWORD, on each line")
+        .up_to(16),
+    OptionSpec::new(
+        "allow-peer",
+        "CIDR",
+        "Range that TURN clients may reach although it is denied by default; repeatable",
+    )
+    .up_to(256),
+    OptionSpec::new(
+        "deny-peer",
+        "CIDR",
+        "Range that TURN clients may not reach, whatever is allowed; repeatable",
+    )
+    .up_to(256),
+    OptionSpec::new(
+        "turn-compat",
+        "BOOL",
+        "Whether TURN clients of RFC 5766's time are served: channels above 0x4FFF, late permission refreshes",
+    )
+    .preset("false"),
+    OptionSpec::new("max-allocations", "N", "TURN allocations at one time, over all shards")
+        .preset("16384"),
+    OptionSpec::new(
+        "allocations-per-user",
+        "N",
+        "TURN allocations of one user at one time, on each shard; 0 is no limit",
+    )
+    .preset("0"),
+    OptionSpec::new(
+        "allocations-per-source",
+        "N",
+        "TURN allocations of one IPv4 address or IPv6 /56 at one time, on each shard; 0 is no limit",
+    )
+    .preset("0"),
+    OptionSpec::new(
+        "allocation-packets-per-sec",
+        "N",
+        "Packets per second that one TURN allocation may relay; 0 is no limit",
+    )
+    .preset("0"),
+    OptionSpec::new(
+        "allocation-bytes-per-sec",
+        "BYTES",
+        "Bytes per second that one TURN allocation may relay; 0 is no limit",
+    )
+    .preset("0"),
+    OptionSpec::new(
+        "unproven-bytes-per-sec",
+        "BYTES",
+        "Bytes per second that TURN answers to a source before it has proved its address; 0 is no limit",
+    )
+    .preset("1000"),
+    OptionSpec::new(
         "open-rendezvous",
         "BOOL",
         "Whether sessions need no credentials; false: a ticket or an expiry:user credential is needed",

@@ -1,0 +1,235 @@
+//! The routes of one TURN allocation, between its client and the peers that it has permissions for. The control side of an
+//! allocation (who, how long) is kept elsewhere.
+
+use super::{
+    Forward, ForwardingTable, Framing, NotForwarded, Rate, Route, Service, SocketIndex, Source,
+    TransactionId,
+};
+use crate::addr::{Addr, ClientAddr};
+use crate::time::Millis;
+use crate::turn::channel::ChannelList;
+use crate::turn::permission::PermissionList;
+use crate::wire::channel_data::{self, ChannelData};
+
+/// Longest payload from a peer that fits a datagram to the client with every framing.
+const PAYLOAD_MAX: usize = 65_507 - super::Frame::HEADER_MAX - 3;
+
+/// The packet path's view of an allocation.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    /// Where the client is reached.
+    client: Route,
+    /// The socket of the relayed transport address of each family: IPv4, IPv6.
+    sockets: [Option<SocketIndex>; 2],
+    /// The IP addresses that may send and be sent to.
+    pub permissions: PermissionList,
+    /// The client's channels.
+    pub channels: ChannelList,
+    rate: Rate,
+}
+
+impl Relay {
+    /// Whether it relays for peers of this address's family.
+    pub fn serves_family_of(&self, peer: Addr) -> bool {
+        self.egress(peer).is_some()
+    }
+
+    fn egress(&self, peer: Addr) -> Option<SocketIndex> {
+        self.sockets[usize::from(!peer.is_ipv4())]
+    }
+}
+
+impl ForwardingTable {
+    /// Lets the TURN client of [`ForwardingTable::reserve_source`] use its relay sockets, one per family.
+    pub(crate) fn add_relay(
+        &mut self,
+        allocation: u32,
+        socket: SocketIndex,
+        source: ClientAddr,
+        sockets: [Option<SocketIndex>; 2],
+    ) {
+        let relay = Box::new(Relay {
+            client: Route {
+                egress: socket,
+                to: source.0,
+            },
+            sockets,
+            permissions: PermissionList::default(),
+            channels: ChannelList::default(),
+            rate: Rate::default(),
+        });
+        let index = allocation as usize;
+        if self.relays.len() <= index {
+            self.relays.resize_with(index + 1, || None);
+        }
+        self.relays[index] = Some(relay);
+        for socket in sockets.into_iter().flatten() {
+            let place = usize::from(socket.0) - self.capacity.listeners;
+            if self.by_socket.len() <= place {
+                self.by_socket.resize(place + 1, None);
+            }
+            self.by_socket[place] = Some(allocation);
+        }
+    }
+
+    /// Makes a source that is nothing yet a TURN client, so that it becomes nothing else while its relay sockets are being
+    /// opened.
+    pub(crate) fn reserve_source(
+        &mut self,
+        allocation: u32,
+        socket: SocketIndex,
+        source: ClientAddr,
+    ) {
+        let before = self
+            .by_source
+            .insert((socket, source.0), Source::Client(allocation));
+        debug_assert!(before.is_none(), "a source is one thing only");
+    }
+
+    /// Closes the relay socket of one family.
+    pub(crate) fn remove_family(&mut self, allocation: u32, family: usize) {
+        if let Some(relay) = self.relay(allocation)
+            && let Some(socket) = relay.sockets[family].take()
+        {
+            self.by_socket[usize::from(socket.0) - self.capacity.listeners] = None;
+        }
+    }
+
+    /// Takes everything of an allocation away.
+    pub(crate) fn remove_relay(
+        &mut self,
+        allocation: u32,
+        socket: SocketIndex,
+        source: ClientAddr,
+    ) {
+        self.by_source.remove(&(socket, source.0));
+        let relay = self.relays.get_mut(allocation as usize);
+        let Some(relay) = relay.and_then(Option::take) else {
+            return;
+        };
+        for socket in relay.sockets.into_iter().flatten() {
+            self.by_socket[usize::from(socket.0) - self.capacity.listeners] = None;
+        }
+    }
+
+    /// The routes of an allocation whose sockets are open.
+    pub(crate) fn relay(&mut self, allocation: u32) -> Option<&mut Relay> {
+        self.relays.get_mut(allocation as usize)?.as_deref_mut()
+    }
+
+    /// ChannelData from a client to a peer.
+    #[inline]
+    pub(super) fn forward_channel(
+        &mut self,
+        now: Millis,
+        allocation: u32,
+        message: ChannelData<'_>,
+    ) -> Result<Forward, NotForwarded> {
+        let relay = self.relays.get(allocation as usize);
+        let relay = relay
+            .and_then(Option::as_deref)
+            .ok_or(NotForwarded::NoRoute)?;
+        let peer = relay
+            .channels
+            .peer(now, message.channel)
+            .ok_or(NotForwarded::NoRoute)?;
+        self.forward_to_peer(
+            now,
+            allocation,
+            peer,
+            channel_data::HEADER_LEN,
+            message.data.len(),
+        )
+    }
+
+    /// ChannelData whose channel only RFC 5766 knows: from a client to a peer.
+    pub(crate) fn forward_rfc5766(
+        &mut self,
+        now: Millis,
+        socket: SocketIndex,
+        source: ClientAddr,
+        datagram: &[u8],
+    ) -> Result<Forward, NotForwarded> {
+        let message = channel_data::parse_rfc5766(datagram).ok_or(NotForwarded::Malformed)?;
+        let allocation = self
+            .allocation_of(socket, source)
+            .ok_or(NotForwarded::NoFlow)?;
+        self.forward_channel(now, allocation, message)
+    }
+
+    /// Payload from a client, found at `strip` of its datagram, to a peer that policy allows.
+    pub(crate) fn forward_to_peer(
+        &mut self,
+        now: Millis,
+        allocation: u32,
+        peer: Addr,
+        strip: usize,
+        payload_len: usize,
+    ) -> Result<Forward, NotForwarded> {
+        let limits = self.relay_limits;
+        let relay = self.relay(allocation).ok_or(NotForwarded::NoRoute)?;
+        if !relay.permissions.holds(now, peer) {
+            return Err(NotForwarded::NoPermission);
+        }
+        let egress = relay.egress(peer).ok_or(NotForwarded::NoRoute)?;
+        relay.rate.charge(now, limits, payload_len)?;
+        Ok(Forward {
+            route: Route { egress, to: peer },
+            strip,
+            payload_len,
+            framing: Framing::Raw,
+            service: Service::Turn,
+        })
+    }
+
+    /// What came to a relay socket, whatever it is, goes to the client if the peer may send (RFC 8656 section 11.3).
+    ///
+    /// # Errors
+    /// [`NotForwarded`], to be counted; the peer is told nothing.
+    #[inline]
+    pub fn forward_from_peer(
+        &mut self,
+        now: Millis,
+        socket: SocketIndex,
+        peer: Addr,
+        payload_len: usize,
+    ) -> Result<Forward, NotForwarded> {
+        let limits = self.relay_limits;
+        let allocation = usize::from(socket.0)
+            .checked_sub(self.capacity.listeners)
+            .and_then(|place| *self.by_socket.get(place)?)
+            .ok_or(NotForwarded::NoRoute)?;
+        let relay = self.relays[allocation as usize]
+            .as_deref_mut()
+            .ok_or(NotForwarded::NoRoute)?;
+        if !relay.permissions.holds(now, peer) {
+            return Err(NotForwarded::NoPermission);
+        }
+        if payload_len > PAYLOAD_MAX {
+            return Err(NotForwarded::Malformed);
+        }
+        relay.rate.charge(now, limits, payload_len)?;
+        let framing = match relay.channels.number(now, peer) {
+            Some(number) => Framing::Channel(number),
+            None => {
+                // A large odd step, so that ids in a row share no bytes and none comes again.
+                self.indication = self
+                    .indication
+                    .wrapping_add(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+                let mut id = [0; 12];
+                id.copy_from_slice(&self.indication.to_be_bytes()[..12]);
+                Framing::DataIndication {
+                    peer,
+                    id: TransactionId(id),
+                }
+            }
+        };
+        Ok(Forward {
+            route: relay.client,
+            strip: 0,
+            payload_len,
+            framing,
+            service: Service::Turn,
+        })
+    }
+}

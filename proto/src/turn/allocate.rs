@@ -1,0 +1,514 @@
+//! Allocate (RFC 8656 section 7.2), and relayed transport addresses: opened, reserved, lapsed, closed.
+
+use std::ops::RangeInclusive;
+
+use super::allocation::{Allocation, Family, Quotas, Relayed, Reserved, Waiting};
+use super::port_pool::{Parity, PortPool};
+use super::{
+    Outcome, Reject, RelayCommand, RelayIp, RelayRefusal, Reply, Request, Step, TurnService,
+    granted_lifetime, lifetime, requested_family,
+};
+use crate::addr::{Addr, ClientAddr};
+use crate::forwarding::SocketIndex;
+use crate::lobby::TimerKey;
+use crate::stats::Counter;
+use crate::wire::stun::{Message, attr};
+use rand::RngExt;
+
+/// Seconds that a reserved port waits (RFC 8656 section 7.2: at least 30).
+const RESERVATION_SECS: u32 = 30;
+/// Reserved ports at one time.
+const RESERVATIONS_MAX: usize = 1024;
+/// Ports that are tried before an Allocate fails because strangers have them.
+const TRIES: u8 = 16;
+
+/// The relay address of one family, and its ports.
+pub(super) struct RelayAddress {
+    ip: RelayIp,
+    pool: PortPool,
+}
+
+impl RelayAddress {
+    pub fn new(ip: RelayIp, ports: RangeInclusive<u16>, index: u16, count: u16) -> Self {
+        Self {
+            ip,
+            pool: PortPool::of_shard(ports, index, count),
+        }
+    }
+
+    pub const fn taken_count(&self) -> u32 {
+        self.pool.taken_count()
+    }
+}
+
+/// What a socket that is being opened will be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Use {
+    /// A relayed transport address.
+    Relayed,
+    /// The port reserved with one.
+    Reserved([u8; 8]),
+}
+
+/// A socket that is being opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opening {
+    allocation: u32,
+    family: Family,
+    port: u16,
+    parity: Parity,
+    tries_left: u8,
+    purpose: Use,
+}
+
+/// A port that waits for its token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reservation {
+    uid: u32,
+    user: u64,
+    reserved: Reserved,
+}
+
+/// What an Allocate request asks for.
+struct Wish {
+    requested_secs: Option<u32>,
+    /// The families wanted; the second may fail.
+    families: [Option<Family>; 2],
+    parity: Parity,
+    token: Option<[u8; 8]>,
+}
+
+impl Wish {
+    /// RFC 8656 section 7.2, steps 3 to 9, in that order.
+    fn read(message: &Message<'_>) -> Result<Self, Reject> {
+        const UDP: u8 = 17;
+        match message.find(attr::REQUESTED_TRANSPORT) {
+            Some(&[UDP, _, _, _]) => {}
+            Some(&[_, _, _, _]) => return Err(Reject(442)),
+            _ => return Err(Reject(400)),
+        }
+        let requested_secs = lifetime(message)?;
+        let parity = match message.find(attr::EVEN_PORT) {
+            None => Parity::Any,
+            Some(&[bits]) if bits & 0x80 != 0 => Parity::EvenPair,
+            Some(&[_]) => Parity::Even,
+            Some(_) => return Err(Reject(400)),
+        };
+        let has = |kind| message.find(kind).is_some();
+        let one = has(attr::REQUESTED_ADDRESS_FAMILY);
+        let both = has(attr::ADDITIONAL_ADDRESS_FAMILY);
+        let token = match message.find(attr::RESERVATION_TOKEN) {
+            None => None,
+            Some(_) if one || both || parity != Parity::Any => return Err(Reject(400)),
+            Some(token) => Some(token.try_into().map_err(|_| Reject(400))?),
+        };
+        if both && (one || parity == Parity::EvenPair) {
+            return Err(Reject(400));
+        }
+        let family = requested_family(message, attr::REQUESTED_ADDRESS_FAMILY)?;
+        let families = match requested_family(message, attr::ADDITIONAL_ADDRESS_FAMILY) {
+            Ok(None) => [Some(family.unwrap_or(Family::V4)), None],
+            Ok(Some(Family::V6)) => [Some(Family::V4), Some(Family::V6)],
+            _ => return Err(Reject(400)),
+        };
+        Ok(Self {
+            requested_secs,
+            families,
+            parity,
+            token,
+        })
+    }
+}
+
+impl TurnService {
+    /// Allocate (RFC 8656 section 7.2).
+    pub(super) fn handle_allocate(
+        &mut self,
+        step: &mut Step<'_>,
+        request: &Request<'_>,
+    ) -> Outcome {
+        let socket = request.reply.socket;
+        if let Some(index) = step.forwarding.allocation_of(socket, request.source) {
+            let allocation = self
+                .allocations
+                .get(index)
+                .expect("an indexed allocation is there");
+            if allocation.allocate_id != request.reply.id || allocation.user != request.user {
+                return Err(Reject(437));
+            }
+            if allocation.opening.is_none() {
+                self.answer_allocate(step, index, &request.reply);
+            }
+            return Ok(());
+        }
+        if step.forwarding.seat_of(socket, request.source).is_some() {
+            return Err(Reject(437));
+        }
+        let wish = Wish::read(request.message)?;
+        let has_address = |family: &Family| self.addresses[family.place()].is_some();
+        if !wish.families.iter().flatten().any(has_address) {
+            return Err(Reject(440));
+        }
+        if self.draining || self.allocations.is_full() {
+            return Err(Reject(508));
+        }
+        let quotas = Quotas {
+            per_person: self.config.allocations_per_user,
+            per_prefix: self.config.allocations_per_prefix,
+        };
+        if !self
+            .allocations
+            .fits(quotas, request.person, request.source.0)
+        {
+            return Err(Reject(486));
+        }
+        let reservation = match wish.token {
+            None => None,
+            Some(token) => {
+                let fits = |r: &Reservation| r.reserved.token == token && r.user == request.user;
+                let at = self.reservations.iter().position(fits);
+                Some(self.reservations.swap_remove(at.ok_or(Reject(508))?))
+            }
+        };
+        let granted_secs = granted_lifetime(wish.requested_secs);
+        let index = self.allocations.insert(Allocation {
+            socket,
+            client: request.source,
+            user: request.user,
+            person: request.person,
+            prefix: request.source.0.source_prefix(),
+            allocate_id: request.reply.id,
+            granted_secs,
+            relayed: [None; 2],
+            failed: [None; 2],
+            reserved: None,
+            opening: Some(Box::new(Waiting {
+                sockets: 0,
+                is_pair: wish.parity == Parity::EvenPair,
+                reply: request.reply.clone(),
+            })),
+        });
+        step.forwarding
+            .reserve_source(index, socket, request.source);
+        if let Some(Reservation { reserved, .. }) = reservation {
+            let Reserved {
+                family,
+                socket,
+                port,
+                ..
+            } = reserved;
+            self.opened(step, index, family, socket, port);
+        } else {
+            for family in wish.families.into_iter().flatten() {
+                let error = match self.open(step, index, family, wish.parity) {
+                    Ok(()) => continue,
+                    Err(Reject(error)) => error,
+                };
+                let allocation = self.allocations.get(index).expect("just inserted");
+                allocation.failed[family.place()] = Some(error);
+            }
+        }
+        self.finish_if_opened(step, index);
+        Ok(())
+    }
+
+    /// Has a relay socket opened, or two.
+    fn open(
+        &mut self,
+        step: &mut Step<'_>,
+        allocation: u32,
+        family: Family,
+        parity: Parity,
+    ) -> Outcome {
+        let address = self.addresses[family.place()].as_mut().ok_or(Reject(440))?;
+        let needed = if parity == Parity::EvenPair { 2 } else { 1 };
+        if self.free_sockets.len() + self.unused_sockets.len() < needed
+            || (needed == 2 && self.reservations.len() >= RESERVATIONS_MAX)
+        {
+            return Err(Reject(508));
+        }
+        let port = address.pool.take(parity, step.rng).ok_or(Reject(508))?;
+        let opening = Opening {
+            allocation,
+            family,
+            port,
+            parity,
+            tries_left: if needed == 2 { 0 } else { TRIES },
+            purpose: Use::Relayed,
+        };
+        if needed == 2 {
+            address.pool.mark(port + 1);
+            let reserved = Opening {
+                port: port + 1,
+                purpose: Use::Reserved(step.rng.random()),
+                ..opening
+            };
+            self.command_open(step, opening);
+            self.command_open(step, reserved);
+        } else {
+            self.command_open(step, opening);
+        }
+        Ok(())
+    }
+
+    fn command_open(&mut self, step: &mut Step<'_>, opening: Opening) {
+        let socket = self
+            .free_sockets
+            .pop()
+            .or_else(|| self.unused_sockets.next().map(SocketIndex))
+            .expect("the caller checked that there is one");
+        self.opening.insert(socket, opening);
+        let allocation = self.allocations.get(opening.allocation);
+        let waiting = allocation.and_then(|allocation| allocation.opening.as_mut());
+        waiting
+            .expect("an allocation waits for its sockets")
+            .sockets += 1;
+        let at = self.bind_addr(opening.family, opening.port);
+        step.out.relay.push(RelayCommand::Open { socket, at });
+    }
+
+    fn bind_addr(&self, family: Family, port: u16) -> Addr {
+        let address = self.addresses[family.place()].as_ref();
+        let ip = address
+            .expect("ports are taken from addresses that are there")
+            .ip
+            .local;
+        Addr::from_ip_port(ip, port)
+    }
+
+    /// A relay socket was opened, or not.
+    pub fn handle_opened(
+        &mut self,
+        step: &mut Step<'_>,
+        socket: SocketIndex,
+        outcome: Result<(), RelayRefusal>,
+    ) {
+        let opening = self
+            .opening
+            .remove(&socket)
+            .expect("only sockets that were asked for are opened");
+        let index = opening.allocation;
+        let allocation = self.allocations.get(index);
+        let allocation = allocation.expect("an allocation stays until its sockets are opened");
+        let waiting = allocation.opening.as_mut();
+        waiting
+            .expect("an allocation waits for its sockets")
+            .sockets -= 1;
+        match outcome {
+            Ok(()) => match opening.purpose {
+                Use::Relayed => self.opened(step, index, opening.family, socket, opening.port),
+                Use::Reserved(token) => {
+                    allocation.reserved = Some(Reserved {
+                        token,
+                        family: opening.family,
+                        socket,
+                        port: opening.port,
+                    });
+                }
+            },
+            Err(refusal) => {
+                step.counters.count(Counter::RelayOpenFailures);
+                self.free_sockets.push(socket);
+                self.retry(step, opening, refusal);
+            }
+        }
+        self.finish_if_opened(step, index);
+    }
+
+    /// Tries another port, if that may help.
+    fn retry(&mut self, step: &mut Step<'_>, opening: Opening, refusal: RelayRefusal) {
+        let address = self.addresses[opening.family.place()].as_mut();
+        let pool = &mut address.expect("a port was taken from it").pool;
+        let another = if refusal == RelayRefusal::InUse && opening.tries_left > 0 {
+            pool.take(opening.parity, step.rng)
+        } else {
+            None
+        };
+        pool.give_back(opening.port);
+        if let Some(port) = another {
+            let tries_left = opening.tries_left - 1;
+            self.command_open(
+                step,
+                Opening {
+                    port,
+                    tries_left,
+                    ..opening
+                },
+            );
+        } else if let Some(allocation) = self.allocations.get(opening.allocation) {
+            allocation.failed[opening.family.place()] = Some(508);
+        }
+    }
+
+    fn opened(
+        &mut self,
+        step: &Step<'_>,
+        index: u32,
+        family: Family,
+        socket: SocketIndex,
+        port: u16,
+    ) {
+        let allocation = self
+            .allocations
+            .get(index)
+            .expect("it waits for its sockets");
+        allocation.relayed[family.place()] = Some(Relayed {
+            socket,
+            port,
+            until: step.now.plus_secs(allocation.granted_secs),
+        });
+    }
+
+    /// When all sockets of an allocation are open, or not to be had: lets it relay and answers.
+    fn finish_if_opened(&mut self, step: &mut Step<'_>, index: u32) {
+        let allocation = self
+            .allocations
+            .get(index)
+            .expect("it waits for its sockets");
+        let Some(waiting) = allocation.opening.take_if(|waiting| waiting.sockets == 0) else {
+            return;
+        };
+        let Waiting { is_pair, reply, .. } = *waiting;
+        let error = allocation.failed.iter().flatten().copied().max();
+        let has_any = allocation.relayed.iter().any(Option::is_some);
+        if !has_any || (is_pair && error.is_some()) {
+            if let Some(Reserved {
+                family,
+                socket,
+                port,
+                ..
+            }) = allocation.reserved
+            {
+                self.close(step, family, socket, port);
+            }
+            self.delete(step, index);
+            reply.error(step, error.unwrap_or(508));
+            return;
+        }
+        let (socket, client) = (allocation.socket, allocation.client);
+        let sockets = allocation
+            .relayed
+            .map(|relayed| relayed.map(|relayed| relayed.socket));
+        if let Some(reserved) = allocation.reserved {
+            self.next_reservation = self.next_reservation.wrapping_add(1);
+            let uid = self.next_reservation;
+            self.reservations.push(Reservation {
+                uid,
+                user: allocation.user,
+                reserved,
+            });
+            let at = step.now.plus_secs(RESERVATION_SECS);
+            step.wheel.schedule(at, TimerKey::Reservation(uid));
+        }
+        step.forwarding.add_relay(index, socket, client, sockets);
+        self.set_timer(step, index);
+        self.answer_allocate(step, index, &reply);
+    }
+
+    /// The success response, the same for every repetition of the request.
+    pub(super) fn answer_allocate(&mut self, step: &mut Step<'_>, index: u32, reply: &Reply) {
+        let allocation = self.allocations.get(index).expect("it has been opened");
+        let relayed = Family::ALL.map(|family| {
+            let port = allocation.relayed[family.place()].as_ref()?.port;
+            let ip = self.addresses[family.place()].as_ref()?.ip.external;
+            Some(Addr::from_ip_port(ip, port))
+        });
+        let allocation = &*allocation;
+        reply.success(step, |writer| {
+            for addr in relayed.into_iter().flatten() {
+                writer.xor_addr(attr::XOR_RELAYED_ADDRESS, addr);
+            }
+            writer.u32(attr::LIFETIME, allocation.granted_secs);
+            writer.xor_addr(attr::XOR_MAPPED_ADDRESS, reply.to);
+            if let Some(reserved) = allocation.reserved {
+                writer.attribute(attr::RESERVATION_TOKEN, &reserved.token);
+            }
+            for family in Family::ALL {
+                if let Some(error) = allocation.failed[family.place()] {
+                    let [class, number] = [error / 100, error % 100].map(|part| part as u8);
+                    let value = [family.to_wire(), 0, class, number];
+                    writer.attribute(attr::ADDRESS_ERROR_CODE, &value);
+                }
+            }
+        });
+    }
+
+    /// The timer of a place in the table, whoever has it now.
+    pub fn handle_allocation_timer(&mut self, step: &mut Step<'_>, index: u32) {
+        let Some(allocation) = self.allocations.get(index) else {
+            return;
+        };
+        let lapsed = allocation
+            .relayed
+            .map(|relayed| relayed.is_some_and(|relayed| relayed.until <= step.now));
+        for family in Family::ALL {
+            if lapsed[family.place()] {
+                self.close_family(step, index, family);
+            }
+        }
+        if self.allocations.get(index).is_none() {
+            step.counters.count(Counter::AllocationsExpired);
+        }
+        self.set_timer(step, index);
+    }
+
+    /// A reservation whose token nobody showed in time.
+    pub fn handle_reservation_timer(&mut self, step: &mut Step<'_>, uid: u32) {
+        let of_uid = |reservation: &Reservation| reservation.uid == uid;
+        if let Some(at) = self.reservations.iter().position(of_uid) {
+            let Reserved {
+                family,
+                socket,
+                port,
+                ..
+            } = self.reservations.swap_remove(at).reserved;
+            self.close(step, family, socket, port);
+        }
+    }
+
+    /// Gives up one family of an allocation, and the allocation with its last one.
+    pub(super) fn close_family(&mut self, step: &mut Step<'_>, index: u32, family: Family) {
+        let Some(allocation) = self.allocations.get(index) else {
+            return;
+        };
+        let Some(relayed) = allocation.relayed[family.place()].take() else {
+            return;
+        };
+        let is_last = allocation.next_expiry().is_none();
+        step.forwarding.remove_family(index, family.place());
+        self.close(step, family, relayed.socket, relayed.port);
+        if is_last {
+            self.delete(step, index);
+        }
+    }
+
+    /// Removes an allocation with everything that is still open. Ports reserved with it go on waiting for their tokens.
+    fn delete(&mut self, step: &mut Step<'_>, index: u32) {
+        let Some(allocation) = self.allocations.remove(index) else {
+            return;
+        };
+        let ClientAddr(client) = allocation.client;
+        step.forwarding
+            .remove_relay(index, allocation.socket, ClientAddr(client));
+        for family in Family::ALL {
+            if let Some(relayed) = allocation.relayed[family.place()] {
+                self.close(step, family, relayed.socket, relayed.port);
+            }
+        }
+    }
+
+    /// Sees to it that a timer fires when the next family of an allocation lapses.
+    pub(super) fn set_timer(&mut self, step: &mut Step<'_>, index: u32) {
+        if let Some(at) = self.allocations.needs_timer(step.now, index) {
+            step.wheel.schedule(at, TimerKey::Allocation(index));
+        }
+    }
+
+    fn close(&mut self, step: &mut Step<'_>, family: Family, socket: SocketIndex, port: u16) {
+        step.out.relay.push(RelayCommand::Close { socket });
+        self.free_sockets.push(socket);
+        if let Some(address) = &mut self.addresses[family.place()] {
+            address.pool.give_back(port);
+        }
+    }
+}

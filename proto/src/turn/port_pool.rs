@@ -1,0 +1,154 @@
+//! The ports of one relay address that one shard may use: which are taken, and a random free one. It binds nothing: that a
+//! stranger has a port shows when it is opened.
+
+use std::ops::RangeInclusive;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+
+/// Random tries before the search goes on in order.
+const RANDOM_TRIES: usize = 8;
+
+/// What is wanted of a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Parity {
+    /// Nothing.
+    Any,
+    /// Even (EVEN-PORT, RFC 8656 section 18.7).
+    Even,
+    /// Even, and the next one too.
+    EvenPair,
+}
+
+/// A slice of ports, one bit each.
+#[derive(Debug)]
+pub struct PortPool {
+    first: u16,
+    count: u32,
+    taken: Vec<u64>,
+    taken_count: u32,
+}
+
+impl PortPool {
+    /// The slice of `range` that shard `index` of `count` has. Slices are disjoint, and begin at even ports.
+    #[must_use]
+    pub fn of_shard(range: RangeInclusive<u16>, index: u16, count: u16) -> Self {
+        let (low, end) = (u32::from(*range.start()), u32::from(*range.end()) + 1);
+        let len = end.saturating_sub(low);
+        let edge = |i: u32| {
+            let edge = low + len * i / u32::from(count);
+            if i == 0 || i == u32::from(count) {
+                edge
+            } else {
+                (edge & !1).max(low)
+            }
+        };
+        let (first, end) = (edge(u32::from(index)), edge(u32::from(index) + 1));
+        let count = end.saturating_sub(first);
+        Self {
+            first: u16::try_from(first).unwrap_or(u16::MAX),
+            count,
+            taken: vec![0; (count as usize).div_ceil(64)],
+            taken_count: 0,
+        }
+    }
+
+    /// Ports that are taken.
+    #[must_use]
+    pub const fn taken_count(&self) -> u32 {
+        self.taken_count
+    }
+
+    fn is_free(&self, offset: u32) -> bool {
+        offset < self.count && self.taken[offset as usize / 64] & 1 << (offset % 64) == 0
+    }
+
+    fn fits(&self, offset: u32, parity: Parity) -> bool {
+        let is_even = (u32::from(self.first) + offset).is_multiple_of(2);
+        self.is_free(offset)
+            && match parity {
+                Parity::Any => true,
+                Parity::Even => is_even,
+                Parity::EvenPair => is_even && self.is_free(offset + 1),
+            }
+    }
+
+    /// Takes a random free port; of a pair only the first.
+    pub fn take(&mut self, parity: Parity, rng: &mut StdRng) -> Option<u16> {
+        if self.count == 0 {
+            return None;
+        }
+        let mut start = 0;
+        for _ in 0..RANDOM_TRIES {
+            start = rng.random_range(0..self.count);
+            if self.fits(start, parity) {
+                break;
+            }
+        }
+        let offset = (start..self.count)
+            .chain(0..start)
+            .find(|&offset| self.fits(offset, parity))?;
+        let port = u16::try_from(u32::from(self.first) + offset).expect("inside the range");
+        self.mark(port);
+        Some(port)
+    }
+
+    /// Takes this very port, which is free.
+    pub fn mark(&mut self, port: u16) {
+        let offset = u32::from(port - self.first);
+        debug_assert!(self.is_free(offset), "a port is taken once");
+        self.taken[offset as usize / 64] |= 1 << (offset % 64);
+        self.taken_count += 1;
+    }
+
+    /// Gives a port back.
+    pub fn give_back(&mut self, port: u16) {
+        let offset = u32::from(port - self.first);
+        debug_assert!(!self.is_free(offset), "only what was taken comes back");
+        self.taken[offset as usize / 64] &= !(1 << (offset % 64));
+        self.taken_count -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn shards_share_no_port_and_waste_none() {
+        let mut rng = StdRng::seed_from_u64(1);
+        for (low, high) in [(50_000, 50_099), (1, 1), (65_000, u16::MAX), (7, 20)] {
+            for count in [1, 2, 3, 7] {
+                let mut all = BTreeSet::new();
+                for index in 0..count {
+                    let mut pool = PortPool::of_shard(low..=high, index, count);
+                    while let Some(port) = pool.take(Parity::Any, &mut rng) {
+                        assert!(all.insert(port), "{port} twice");
+                    }
+                }
+                assert_eq!(all, (low..=high).collect());
+            }
+        }
+    }
+
+    #[test]
+    fn pairs_and_returns() {
+        let mut rng = StdRng::seed_from_u64(2);
+        let mut pool = PortPool::of_shard(50_001..=50_008, 0, 1);
+        let mut evens = Vec::new();
+        while let Some(port) = pool.take(Parity::EvenPair, &mut rng) {
+            assert!(port.is_multiple_of(2));
+            pool.mark(port + 1);
+            evens.push(port);
+        }
+        assert_eq!(evens.len(), 3);
+        assert_eq!(pool.take(Parity::Even, &mut rng), Some(50_008));
+        assert_eq!(pool.take(Parity::Any, &mut rng), Some(50_001));
+        assert_eq!(pool.take(Parity::Any, &mut rng), None);
+        pool.give_back(50_004);
+        assert_eq!(pool.take(Parity::Any, &mut rng), Some(50_004));
+        assert_eq!(pool.taken_count(), 8);
+    }
+}

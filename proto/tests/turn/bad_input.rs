@@ -1,0 +1,114 @@
+//! Every truncation and every flipped bit of every kind of message: nothing panics, and nothing that integrity covers changes
+//! anything (RFC 8489 section 6.3, RFC 8656 section 21).
+
+use waypost_proto::shard::Verdict;
+use waypost_proto::wire::stun::{Message, attr, method};
+
+use crate::client::{Client, MAIN, Scheme, Server, addr};
+
+fn messages(client: &mut Client) -> Vec<Vec<u8>> {
+    let peer = addr("8.8.4.4:9");
+    vec![
+        client.signed(method::ALLOCATE, &|w| {
+            w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+                .attribute(attr::EVEN_PORT, &[0x80]);
+        }),
+        client.signed(method::REFRESH, &|w| {
+            w.u32(attr::LIFETIME, 0);
+        }),
+        client.signed(method::CREATE_PERMISSION, &|w| {
+            w.xor_addr(attr::XOR_PEER_ADDRESS, peer);
+        }),
+        client.signed(method::CHANNEL_BIND, &|w| {
+            w.attribute(attr::CHANNEL_NUMBER, &[0x40, 1, 0, 0])
+                .xor_addr(attr::XOR_PEER_ADDRESS, peer);
+        }),
+    ]
+}
+
+#[test]
+fn truncations_and_flips_change_nothing() {
+    for scheme in [Scheme::Md5, Scheme::Sha256] {
+        let mut server = Server::new();
+        let mut client = Client::ann("198.41.9.9:4000");
+        client.scheme = scheme;
+        let relayed = client.allocate(&mut server);
+        let known = addr("8.8.8.8:9");
+        client.bind(&mut server, 0x4000, known).ok();
+        for message in messages(&mut client) {
+            for len in 0..message.len() {
+                server.deliver(MAIN, client.addr, &message[..len]);
+            }
+            for bit in 0..message.len() * 8 {
+                let mut flipped = message.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                server.sent.clear();
+                server.deliver(MAIN, client.addr, &flipped);
+                for (_, to, bytes) in &server.sent {
+                    assert_eq!(*to, client.addr);
+                    assert_eq!(bytes[0] & 0xfe, 0, "no data to anybody");
+                    let is_binding = Message::parse(bytes)
+                        .is_ok_and(|answer| answer.method() == method::BINDING);
+                    assert!(is_binding || bytes[1] & 0x10 == 0x10, "bit {bit}");
+                }
+            }
+        }
+        assert_eq!(server.allocations(), 1);
+        assert_eq!(server.open.values().copied().collect::<Vec<_>>(), [relayed]);
+        server.sent.clear();
+        let stranger = server.peer_sends(addr("8.8.4.4:9"), relayed, b"x");
+        assert!(
+            matches!(stranger, Verdict::Drop(_)),
+            "no permission came of it"
+        );
+        let still = client.channel(&mut server, 0x4000, b"x");
+        assert!(matches!(still, Verdict::Forward(_)));
+    }
+}
+
+#[test]
+fn truncated_and_flipped_indications_do_not_panic() {
+    let mut server = Server::new();
+    let mut client = Client::ann("198.41.9.9:4000");
+    client.allocate(&mut server);
+    let peer = addr("8.8.8.8:9");
+    client.bind(&mut server, 0x4000, peer).ok();
+    let indication = client.send_indication(peer, b"seven b");
+    let channel_data = b"\x40\x00\x00\x07seven b".to_vec();
+    for message in [indication, channel_data] {
+        for len in 0..message.len() {
+            server.sent.clear();
+            let verdict = server.deliver(MAIN, client.addr, &message[..len]);
+            assert!(matches!(verdict, Verdict::Drop(_)), "{len}");
+        }
+        for bit in 0..message.len() * 8 {
+            let mut flipped = message.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            server.sent.clear();
+            server.deliver(MAIN, client.addr, &flipped);
+            for (_, to, _) in &server.sent {
+                assert!(to.ip() == peer.ip() || *to == client.addr);
+            }
+        }
+    }
+}
+
+// Answers, indications of other methods and requests without the magic cookie are never answered.
+#[test]
+fn what_is_never_answered() {
+    let mut server = Server::new();
+    let mut client = Client::ann("198.41.9.9:4000");
+    client.learn_nonce(&mut server);
+    server.sent.clear();
+    for mut message in messages(&mut client) {
+        for class in [[0x00, 0x10], [0x01, 0x00], [0x01, 0x10]] {
+            let mut other = message.clone();
+            other[0] |= class[0];
+            other[1] |= class[1];
+            server.deliver(MAIN, client.addr, &other);
+        }
+        message[4] ^= 1;
+        server.deliver(MAIN, client.addr, &message);
+    }
+    assert!(server.sent.is_empty(), "{:?}", server.sent);
+}

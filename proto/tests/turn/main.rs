@@ -1,0 +1,10 @@
+//! What RFC 8656 and RFC 8489 ask of a TURN server, held by a real shard against a client written from the wire formats.
+//! Each test names the sections it holds. Sockets are pretended, time is a number.
+
+mod allocating;
+mod authentication;
+mod bad_input;
+mod client;
+mod lifetimes;
+mod peers;
+mod relaying;
