@@ -113,6 +113,10 @@ struct RouteSet {
     flows: u16,
 }
 
+/// A flow was not added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoRoom;
+
 /// Why a datagram is not forwarded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotForwarded {
@@ -357,22 +361,24 @@ impl ForwardingTable {
         set
     }
 
-    /// Lets `source` send as the member in `handle`. Which member the source was before, it is no longer. Returns false if
-    /// the table is full or the source is a TURN client.
+    /// Lets `source` send as the member in `handle`. Returns the seat that the source had until now, if it was another.
+    ///
+    /// # Errors
+    /// [`NoRoom`] if the table is full or the source has a TURN allocation.
     pub fn add_flow(
         &mut self,
         socket: SocketIndex,
         source: ClientAddr,
         handle: SeatHandle,
-    ) -> bool {
-        if let Some(old) = self.seat_of(socket, source) {
-            if old == handle {
-                return true;
-            }
-            self.remove_flow(socket, source, old);
+    ) -> Result<Option<SeatHandle>, NoRoom> {
+        let displaced = self.seat_of(socket, source);
+        match displaced {
+            Some(old) if old == handle => return Ok(None),
+            Some(old) => self.remove_flow(socket, source, old),
+            None => {}
         }
         if self.flow_count >= self.capacity.flows || self.allocation_of(socket, source).is_some() {
-            return false;
+            return Err(NoRoom);
         }
         self.flow_count += 1;
         let set = self.set_of(handle.code);
@@ -391,7 +397,7 @@ impl ForwardingTable {
         };
         self.by_source
             .insert((socket, source.0), Source::Member(index));
-        true
+        Ok(displaced)
     }
 
     /// Takes away what [`ForwardingTable::add_flow`] gave, unless the source has another seat by now. The routes of a session go
@@ -452,7 +458,8 @@ mod tests {
                 egress: SOCKET,
                 to: addr(port),
             };
-            assert!(table.add_flow(SOCKET, ClientAddr(addr(port)), handle(seat)));
+            let added = table.add_flow(SOCKET, ClientAddr(addr(port)), handle(seat));
+            assert_eq!(added, Ok(None));
             table.set_route(handle(seat).code, seat, Some(route));
         }
         table
@@ -516,7 +523,8 @@ mod tests {
                 generation: 1,
             },
         };
-        assert!(table.add_flow(SOCKET, ClientAddr(addr(1002)), next));
+        let added = table.add_flow(SOCKET, ClientAddr(addr(1002)), next);
+        assert_eq!(added, Ok(Some(handle(2))));
         table.remove_flow(SOCKET, ClientAddr(addr(1002)), handle(2));
         assert_eq!(table.seat_of(SOCKET, ClientAddr(addr(1002))), Some(next));
     }
@@ -562,7 +570,10 @@ mod tests {
     fn full_means_refused() {
         let mut table = table(RelayLimits::default());
         let added = (0..100)
-            .filter(|i| table.add_flow(SOCKET, ClientAddr(addr(2000 + i)), handle(3)))
+            .filter(|i| {
+                let source = ClientAddr(addr(2000 + i));
+                table.add_flow(SOCKET, source, handle(3)).is_ok()
+            })
             .count();
         assert_eq!(added, 13);
     }

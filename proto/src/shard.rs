@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{
-    Forward, ForwardingCapacity, ForwardingTable, NotForwarded, Service, SocketIndex,
+    Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, Service, SocketIndex,
 };
 use crate::lobby::door::{DoorAnswer, DoorRequest};
 use crate::lobby::{Asked, Lobby, LobbyConfig, Mail, Origin, Outbox, TimerKey, Turn};
@@ -449,7 +449,7 @@ impl Shard {
             Some(seat) => self.lobby.handle_second_seating(turn, asked, seat),
             None => self.lobby.handle_request(turn, asked, self.draining),
         }
-        self.deliver_own_mail();
+        self.deliver_own_mail(now);
     }
 
     fn handle_acknowledgement(
@@ -466,7 +466,7 @@ impl Shard {
         let owner = handle.code.owner(self.count);
         if owner == self.index {
             self.lobby.handle_acknowledgement(turn!(self, now), message);
-            self.deliver_own_mail();
+            self.deliver_own_mail(now);
             return Ok(());
         }
         // Only a member, or one that just was, may make this shard write to another.
@@ -506,9 +506,9 @@ impl Shard {
                 let answer = self.handle_door(now, *request);
                 self.outbox.door.push((id, answer));
             }
-            install => self.install(install),
+            install => self.install(now, install),
         }
-        self.deliver_own_mail();
+        self.deliver_own_mail(now);
     }
 
     fn handle_door(&mut self, now: Millis, request: DoorRequest) -> DoorAnswer {
@@ -538,7 +538,7 @@ impl Shard {
             }
         }
         self.fired = fired;
-        self.deliver_own_mail();
+        self.deliver_own_mail(now);
     }
 
     /// When [`Shard::handle_timeout`] has something to do next.
@@ -586,28 +586,48 @@ impl Shard {
     }
 
     /// Mail to oneself does not leave the house.
-    fn deliver_own_mail(&mut self) {
+    fn deliver_own_mail(&mut self, now: Millis) {
         let own = self.index;
-        let mut mail = std::mem::take(&mut self.outbox.mail);
-        for (_, mail) in mail.extract_if(.., |(shard, _)| *shard == own) {
-            self.install(mail);
+        while self.outbox.mail.iter().any(|(shard, _)| *shard == own) {
+            let mut mail = std::mem::take(&mut self.outbox.mail);
+            for (_, mail) in mail.extract_if(.., |(shard, _)| *shard == own) {
+                self.install(now, mail);
+            }
+            // What it caused comes after what was there before.
+            mail.append(&mut self.outbox.mail);
+            self.outbox.mail = mail;
         }
-        self.outbox.mail = mail;
     }
 
     /// Carries out mail about the forwarding table.
-    fn install(&mut self, mail: Mail) {
+    fn install(&mut self, now: Millis, mail: Mail) {
         match mail {
             Mail::AddFlow {
                 socket,
                 source,
                 handle,
             } => {
-                let source = ClientAddr(source.addr());
-                if !self.forwarding.add_flow(socket, source, handle) {
-                    self.counters.count(Counter::DropNoFlow);
+                let client = ClientAddr(source.addr());
+                match self.forwarding.add_flow(socket, client, handle) {
+                    Ok(None) => {}
+                    Ok(Some(handle)) => self.outbox.mail.push((
+                        handle.code.owner(self.count),
+                        Mail::Displaced {
+                            handle,
+                            socket,
+                            source,
+                        },
+                    )),
+                    Err(NoRoom) => self.counters.count(Counter::DropNoFlow),
                 }
             }
+            Mail::Displaced {
+                handle,
+                socket,
+                source,
+            } => self
+                .lobby
+                .handle_displaced(turn!(self, now), handle, socket, source),
             Mail::RemoveFlow {
                 socket,
                 source,

@@ -5,6 +5,8 @@ use super::{
     Asked, Lobby, Mail, Origin, Outcome, Reject, TimerKey, Turn, answer_error, answer_seated,
     seating, transaction_digest,
 };
+use crate::addr::ProvenAddr;
+use crate::forwarding::SocketIndex;
 use crate::stats::Counter;
 use crate::time::Millis;
 use crate::wire::native::{
@@ -257,6 +259,22 @@ impl Lobby {
             .is_none()
         {
             self.announce_routes(turn, member);
+        }
+    }
+
+    /// A five-tuple holds one seat: whoever held this one before loses its own, unless it has moved on.
+    pub(crate) fn handle_displaced(
+        &mut self,
+        turn: &mut Turn<'_>,
+        handle: SeatHandle,
+        socket: SocketIndex,
+        source: ProvenAddr,
+    ) {
+        if let Some(member) = self.find_member(handle)
+            && self.members[member].source == source
+            && self.members[member].socket == socket
+        {
+            self.remove_member(turn, member, LeaveReason::TimedOut);
         }
     }
 

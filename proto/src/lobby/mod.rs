@@ -143,6 +143,15 @@ pub enum Mail {
         /// Where to.
         route: Option<Route>,
     },
+    /// A source took another seat, and the member that was there until now has nowhere to be reached.
+    Displaced {
+        /// The member that was displaced.
+        handle: SeatHandle,
+        /// The socket.
+        socket: SocketIndex,
+        /// The source.
+        source: ProvenAddr,
+    },
     /// A request of the control thread.
     Door {
         /// Tells its answer.
