@@ -62,9 +62,17 @@ fn start(mut command: Command) -> (Guarded, Vec<String>) {
 
 /// Lets it fail and returns the one line it says.
 fn refuse(mut command: Command) -> String {
-    let output = command.output().unwrap();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(78), "{error}");
+    let mut child = Guarded(command.spawn().unwrap());
+    // Whoever fails prints nothing here; whoever serves prints at once where it listens.
+    let mut first = String::new();
+    BufReader::new(child.0.stdout.take().unwrap())
+        .read_line(&mut first)
+        .unwrap();
+    assert_eq!(first, "", "it serves");
+    let mut error = String::new();
+    let mut stderr = child.0.stderr.take().unwrap();
+    stderr.read_to_string(&mut error).unwrap();
+    assert_eq!(child.0.wait().unwrap().code(), Some(78), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
     assert!(error.starts_with("waypost-server: "), "{error}");
     error
@@ -156,8 +164,8 @@ fn unknown_options_and_bad_values_are_one_line() {
 fn too_few_open_files_name_the_remedy() {
     let mut command = server(&["--io", "uring"]);
     let few = rustix::process::Rlimit {
-        current: Some(64),
-        maximum: Some(64),
+        current: Some(8),
+        maximum: Some(8),
     };
     // SAFETY: one system call between fork and exec; nothing is allocated.
     unsafe {

@@ -117,9 +117,13 @@ fn own_services(config: &Config, listeners: &[SocketAddr], host_ips: &[IpAddr]) 
 /// Raises the limit of open files as far as the sockets of all shards need it and the host allows. Returns how many sockets
 /// each shard may have, and a warning if those are fewer.
 pub(super) fn sockets_per_shard(config: &Config, listeners: usize) -> (u32, Option<String>) {
-    // A client may have an address of each family.
-    let relays = 2 * config.per_shard(config.allocations_max);
-    let wanted = (listeners + relays).clamp(64, usize::from(u16::MAX)) as u64;
+    // Without a credential nobody gets an allocation; a client that does may have an address of each family.
+    let relays = if config.users.is_empty() && config.auth_secrets.is_empty() {
+        0
+    } else {
+        2 * config.per_shard(config.allocations_max)
+    };
+    let wanted = (listeners + relays).clamp(listeners + 1, usize::from(u16::MAX)) as u64;
     let shards = config.shard_count as u64;
     let needed = wanted * shards + OTHER_FILES;
     let limit = getrlimit(Resource::Nofile);
