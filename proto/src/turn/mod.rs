@@ -4,7 +4,7 @@
 //! [`crate::forwarding`]; here is who, how long and how many. Relay sockets are opened by the caller, who is told by
 //! [`RelayCommand`] and answers with [`crate::shard::Shard::handle_relay_opened`].
 //!
-//! * [`allocate`]: Allocate, and relayed transport addresses coming and going.
+//! * `allocate`: Allocate, and relayed transport addresses coming and going.
 //! * [`allocation`], [`permission`], [`channel`]: what there is.
 //! * [`credential`], [`peer_policy`]: who may, and whom they may reach.
 //! * [`unproven`], [`port_pool`]: budgets of bytes and ports.
