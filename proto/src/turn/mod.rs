@@ -5,9 +5,9 @@
 //! [`RelayCommand`] and answers with [`crate::shard::Shard::handle_relay_opened`].
 //!
 //! * `allocate`: Allocate, and relayed transport addresses coming and going.
-//! * [`allocation`], [`permission`], [`channel`]: what there is.
-//! * [`credential`], [`peer_policy`]: who may, and whom they may reach.
-//! * [`unproven`], [`port_pool`]: budgets of bytes and ports.
+//! * `allocation`, `permission`, `channel`: what there is.
+//! * `credential`, `peer_policy`: who may, and whom they may reach.
+//! * `unproven`, `port_pool`: budgets of bytes and ports.
 
 mod allocate;
 mod allocation;
