@@ -350,15 +350,9 @@ impl Lobby {
         let (handle, home, socket, source) =
             (member.handle, member.home, member.socket, member.source);
         let session = member.session;
-        let mut homes = 0u128;
-        for other in self.sessions[session].occupants() {
-            let other = &self.members[other];
-            if homes & 1 << other.home == 0 {
-                homes |= 1 << other.home;
-                turn.out
-                    .mail
-                    .push((other.home, seating::set_route(&self.members[index], None)));
-            }
+        for shard in self.homes(session) {
+            let route = seating::set_route(&self.members[index], None);
+            turn.out.mail.push((shard, route));
         }
         turn.out.mail.push((
             home,

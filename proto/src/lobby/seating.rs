@@ -369,21 +369,27 @@ impl Lobby {
     /// Tells every shard with members of the session where this member's seat leads, and its own shard all other seats.
     pub(super) fn announce_routes(&self, turn: &mut Turn<'_>, index: u32) {
         let member = &self.members[index];
-        let session = &self.sessions[member.session];
-        let mut homes = 0u128;
-        for other in session.occupants().map(|other| &self.members[other]) {
-            if homes & 1 << other.home == 0 {
-                homes |= 1 << other.home;
-                turn.out
-                    .mail
-                    .push((other.home, set_route(member, Some(member.route()))));
-            }
+        for home in self.homes(member.session) {
+            let route = set_route(member, Some(member.route()));
+            turn.out.mail.push((home, route));
+        }
+        for other in self.sessions[member.session].occupants() {
+            let other = &self.members[other];
             if other.uid != member.uid {
-                turn.out
-                    .mail
-                    .push((member.home, set_route(other, Some(other.route()))));
+                let route = set_route(other, Some(other.route()));
+                turn.out.mail.push((member.home, route));
             }
         }
+    }
+
+    /// The shards that relay for members of a session, each once.
+    pub(super) fn homes(&self, session: u32) -> impl Iterator<Item = u16> + use<> {
+        let homes = self.sessions[session]
+            .occupants()
+            .fold(0u128, |homes, member| {
+                homes | 1 << self.members[member].home
+            });
+        (0..self.shard_count).filter(move |home| homes & 1 << home != 0)
     }
 
     /// The session's other members.
