@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use crate::clients::Clients;
 use crate::process::ServerProcess;
-use crate::relay::{Endpoint, Flow, RelayServer, Running};
+use crate::relay::{Arriving, Endpoint, Flow, RelayServer, Running};
 
 /// Bytes of the index and of what replaces it.
 pub const HEADER_BYTES: usize = 4;
@@ -114,7 +114,7 @@ impl RelayServer for Forwarder {
             prefix: (i as u32).to_be_bytes().to_vec(),
             arrives_at: to,
             arrives_from: at,
-            arriving_prefix: HEADER.to_vec(),
+            arriving: Arriving::Behind(HEADER),
         };
         Ok(Running {
             process,

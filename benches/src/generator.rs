@@ -9,9 +9,11 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use waypost_proto::wire::stun::{Message, attr};
+
 use crate::clients::{Arrived, BATCH, Clients, DATAGRAM_BYTES};
 use crate::process::we_waited_for_core;
-use crate::relay::{Flow, Running};
+use crate::relay::{Arriving, Flow, Running};
 
 /// Datagrams under way at most when the server is saturated.
 const WINDOW: u64 = 1024;
@@ -162,6 +164,22 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     number
 }
 
+/// How a Data indication begins (RFC 8656 section 17).
+const DATA_INDICATION: [u8; 2] = [0x00, 0x17];
+
+/// A datagram's payload and what it is framed with. The order of attributes in a Data indication is the server's choice.
+fn unframe(bytes: &[u8], payload_bytes: usize) -> Option<(Arriving, &[u8])> {
+    if bytes.starts_with(&DATA_INDICATION) {
+        let message = Message::parse(bytes).ok()?;
+        let peer = message.find_xor_addr(attr::XOR_PEER_ADDRESS)?;
+        let payload = message.find(attr::DATA)?;
+        let arriving = Arriving::DataIndication(peer.to_socket_addr());
+        return (payload.len() == payload_bytes).then_some((arriving, payload));
+    }
+    let (prefix, payload) = bytes.split_at_checked(bytes.len().checked_sub(payload_bytes)?)?;
+    Some((Arriving::prefix(prefix)?, payload))
+}
+
 impl<'a> Run<'a> {
     fn new(flows: &[Flow], shape: &'a Shape) -> io::Result<Self> {
         let whole = shape.payload_bytes + flows.iter().map(|f| f.prefix.len()).max().unwrap_or(0);
@@ -219,13 +237,11 @@ impl<'a> Run<'a> {
     }
 
     fn check(&mut self, arrived: Arrived<'_>, now: Instant) {
-        let bytes = arrived.bytes;
         let payload_bytes = self.shape.payload_bytes;
-        if bytes.len() < payload_bytes {
+        let Some((arriving, payload)) = unframe(arrived.bytes, payload_bytes) else {
             self.corrupt += 1;
             return;
-        }
-        let (prefix, payload) = bytes.split_at(bytes.len() - payload_bytes);
+        };
         let (content, sum) = payload.split_at(payload_bytes - 8);
         let index = u32::from_le_bytes(number(content, payload_bytes - 16)) as usize;
         let sequence = u32::from_le_bytes(number(content, payload_bytes - 12));
@@ -237,7 +253,7 @@ impl<'a> Run<'a> {
         let flow = &state.flow;
         if arrived.at != flow.arrives_at
             || arrived.from != flow.arrives_from
-            || prefix != flow.arriving_prefix
+            || arriving != flow.arriving
         {
             self.misdelivered += 1;
             return;

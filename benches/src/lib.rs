@@ -6,4 +6,6 @@ pub mod forwarder;
 pub mod generator;
 pub mod process;
 pub mod relay;
+pub mod turn;
+pub mod turn_client;
 pub mod waypost;

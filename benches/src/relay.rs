@@ -19,6 +19,28 @@ pub struct Endpoint {
     pub ip: Ipv4Addr,
 }
 
+/// How a payload is framed when it comes out of a server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arriving {
+    /// Behind four bytes, such as those of ChannelData.
+    Behind([u8; 4]),
+    /// As it is.
+    Raw,
+    /// In a Data indication from this peer.
+    DataIndication(SocketAddr),
+}
+
+impl Arriving {
+    /// What a prefix of this length can be.
+    #[must_use]
+    pub fn prefix(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [] => Some(Self::Raw),
+            bytes => bytes.try_into().ok().map(Self::Behind),
+        }
+    }
+}
+
 /// One direction through a server.
 #[derive(Clone, Debug)]
 pub struct Flow {
@@ -32,8 +54,8 @@ pub struct Flow {
     pub arrives_at: Endpoint,
     /// The source address it must have there.
     pub arrives_from: SocketAddr,
-    /// What must precede the payload there.
-    pub arriving_prefix: Vec<u8>,
+    /// How the payload must be framed there.
+    pub arriving: Arriving,
 }
 
 /// A server that runs and whose flows are set up. Dropping it ends the process.

@@ -12,7 +12,7 @@ use waypost_proto::wire::channel_data::{self, ChannelNumber};
 
 use crate::clients::Clients;
 use crate::process::ServerProcess;
-use crate::relay::{Endpoint, Flow, RelayServer, Running};
+use crate::relay::{Arriving, Endpoint, Flow, RelayServer, Running};
 
 /// Sessions that are set up at the same time.
 const AT_ONCE: usize = 256;
@@ -275,15 +275,14 @@ impl RelayServer for Waypost {
         wait_for_quiet(clients);
         let flow = |i| {
             let [from, arrives_at] = [end(2 * i), end(2 * i + 1)];
-            let header =
-                |seat| channel_data::header(ChannelNumber::of_seat(seat), payload_bytes).to_vec();
+            let header = |seat| channel_data::header(ChannelNumber::of_seat(seat), payload_bytes);
             Flow {
                 from,
                 to: server,
-                prefix: header(1),
+                prefix: header(1).to_vec(),
                 arrives_at,
                 arrives_from: server,
-                arriving_prefix: header(0),
+                arriving: Arriving::Behind(header(0)),
             }
         };
         Ok(Running {

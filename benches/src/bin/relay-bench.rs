@@ -6,6 +6,7 @@
 //! is the part of the time in which other processes had the cores: trust rows near 0.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use waypost_benches::forwarder::Forwarder;
 use waypost_benches::generator::{Load, Outcome, Shape, run};
 use waypost_benches::process::pin_to_core;
 use waypost_benches::relay::RelayServer;
+use waypost_benches::turn::{Mode, Topology, TurnCommand, TurnRelay};
 use waypost_benches::waypost::Waypost;
 
 /// Flows of the loads that send in bursts.
@@ -27,13 +29,22 @@ const UNDISTURBED: f64 = 0.05;
 #[derive(Parser)]
 struct Arguments {
     /// Servers, of: bare-uring, bare-mmsg, ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N sessions,
-    /// whatever --flows says) behind it.
+    /// whatever --flows says) behind it. TURN servers are named with the load's shape in front: `peer:` (client to peer and back),
+    /// `pairs:` (client to client), `peer-ind:`, `pairs-ind:` (the same in indications); behind it waypost (with -mmsg, +50us), coturn,
+    /// or a name given by --turn-server.
     #[arg(
         long,
         value_delimiter = ',',
         default_value = "bare-uring,bare-mmsg,ring,mmsg"
     )]
     servers: Vec<String>,
+    /// The program of coturn.
+    #[arg(long, default_value = "turnserver")]
+    coturn: PathBuf,
+    /// Another TURN server: `NAME=PROGRAM ARGUMENTS`, in which {ip}, {port}, {user}, {password}, {realm}, {low}, {high} (relay ports)
+    /// are replaced.
+    #[arg(long, value_parser = TurnCommand::parse)]
+    turn_server: Vec<TurnCommand>,
     /// Packets per second, or `max`; `burst:` in front for bursts of 16 on 8 flows.
     #[arg(
         long,
@@ -61,7 +72,10 @@ struct Arguments {
     generator_core: usize,
 }
 
-fn server(name: &str) -> io::Result<Box<dyn RelayServer>> {
+fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>> {
+    if let Some((shape, server)) = name.split_once(':') {
+        return turn_server(name, shape, server, arguments);
+    }
     if let Some(variant) = name.strip_prefix("waypost") {
         return waypost(name, variant);
     }
@@ -77,6 +91,52 @@ fn server(name: &str) -> io::Result<Box<dyn RelayServer>> {
     Ok(Box::new(Forwarder::beside_us(name, program, arguments)?))
 }
 
+/// A TURN server under the shape of load that stands before its name.
+fn turn_server(
+    name: &str,
+    shape: &str,
+    server: &str,
+    arguments: &Arguments,
+) -> io::Result<Box<dyn RelayServer>> {
+    let unknown = || io::Error::other(format!("there is no server {name}"));
+    let (topology, mode) = match shape {
+        "peer" => (Topology::Peer, Mode::Channels),
+        "pairs" => (Topology::Pairs, Mode::Channels),
+        "peer-ind" => (Topology::Peer, Mode::Indications),
+        "pairs-ind" => (Topology::Pairs, Mode::Indications),
+        _ => return Err(unknown()),
+    };
+    let given = arguments.turn_server.iter().find(|it| it.name == server);
+    let command = if let Some(command) = given {
+        command.clone()
+    } else if server == "coturn" {
+        TurnCommand::coturn(name, &arguments.coturn)
+    } else {
+        let variant = server.strip_prefix("waypost").ok_or_else(unknown)?;
+        let (io, wait) = backend_and_wait(variant).ok_or_else(unknown)?;
+        TurnCommand::waypost(name, &["--io", io, "--coalesce-us", wait])?
+    };
+    Ok(Box::new(TurnRelay {
+        command,
+        topology,
+        mode,
+        name: name.to_owned(),
+    }))
+}
+
+/// What `-mmsg` and `+50us` behind `waypost` mean.
+fn backend_and_wait(variant: &str) -> Option<(&'static str, &str)> {
+    let (backend, wait) = match variant.split_once('+') {
+        Some((backend, wait)) => (backend, wait.strip_suffix("us")?),
+        None => (variant, "0"),
+    };
+    match backend {
+        "" => Some(("uring", wait)),
+        "-mmsg" => Some(("mmsg", wait)),
+        _ => None,
+    }
+}
+
 /// `waypost`, with `-mmsg`, `+50us` (the longest adaptive wait) and `@100000` (that many sessions, whatever --flows says) behind it.
 fn waypost(name: &str, variant: &str) -> io::Result<Box<dyn RelayServer>> {
     let unknown = || io::Error::other(format!("there is no server {name}"));
@@ -84,15 +144,7 @@ fn waypost(name: &str, variant: &str) -> io::Result<Box<dyn RelayServer>> {
         Some((variant, sessions)) => (variant, Some(sessions.parse().map_err(|_| unknown())?)),
         None => (variant, None),
     };
-    let (backend, wait) = match variant.split_once('+') {
-        Some((backend, wait)) => (backend, wait.strip_suffix("us").ok_or_else(unknown)?),
-        None => (variant, "0"),
-    };
-    let io = match backend {
-        "" => "uring",
-        "-mmsg" => "mmsg",
-        _ => return Err(unknown()),
-    };
+    let (io, wait) = backend_and_wait(variant).ok_or_else(unknown)?;
     let arguments = ["--io", io, "--coalesce-us", wait];
     let server = Waypost::beside_us(name, &arguments, sessions)?;
     Ok(Box::new(server))
@@ -108,7 +160,7 @@ fn main() -> io::Result<ExitCode> {
     let servers: Vec<_> = arguments
         .servers
         .iter()
-        .map(|name| server(name))
+        .map(|name| server(name, &arguments))
         .collect::<Result<_, _>>()?;
     pin_to_core(arguments.generator_core)?;
     let mut clients = Clients::open(2)?;
@@ -119,7 +171,7 @@ fn main() -> io::Result<ExitCode> {
     };
     let mut faults = false;
     println!(
-        "{:<12} {:<12} {:>9} {:>17} {:>9} {:>6} {:>8} {:>9} {:>9} {:>6} {:>6}",
+        "{:<12} {:<22} {:>9} {:>17} {:>9} {:>6} {:>8} {:>9} {:>9} {:>6} {:>6}",
         "load",
         "server",
         "us/packet",

@@ -1,0 +1,283 @@
+//! TURN servers to measure, ours and others alike: started by a command line, filled by [`TurnClients`], with data from clients
+//! to peers and back, or between clients.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use waypost_proto::addr::Addr;
+use waypost_proto::wire::channel_data::{self, ChannelNumber};
+use waypost_proto::wire::stun::{Class, MessageWriter, TransactionId, attr, method};
+
+use crate::clients::Clients;
+use crate::process::ServerProcess;
+use crate::relay::{Arriving, Endpoint, Flow, RelayServer, Running};
+use crate::turn_client::{ACCOUNT, TurnClients};
+use crate::waypost::wait_for_quiet;
+
+/// The channel that every client binds.
+const CHANNEL: u16 = 0x4000;
+/// Relay ports that servers are given.
+const RELAY_PORTS: [u16; 2] = [20_000, 29_999];
+/// How long a server may take to answer its first request.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// How a TURN server is started: `{ip}`, `{port}`, `{user}`, `{password}`, `{realm}`, `{low}`, `{high}` in its arguments are
+/// replaced.
+#[derive(Clone, Debug)]
+pub struct TurnCommand {
+    /// Its name in the tables.
+    pub name: String,
+    program: PathBuf,
+    arguments: Vec<String>,
+}
+
+impl TurnCommand {
+    /// Waypost, with more arguments, on one shard.
+    ///
+    /// # Errors
+    /// When the running program's path is unknown.
+    pub fn waypost(name: &str, more: &[&str]) -> io::Result<Self> {
+        let program = std::env::current_exe()?.with_file_name("waypost-server");
+        let usual = "--listen {ip}:{port} --probe-port 0 --admin off --shards 1 --log-level error --user {user}:{password} \
+             --realm {realm} --relay-ports {low}-{high} --allow-peer 127.0.0.0/8 --max-allocations 60000 \
+             --allocation-packets-per-sec 0 --allocation-bytes-per-sec 0";
+        let more = more.iter().map(|&text| text.to_owned());
+        Ok(Self {
+            name: name.to_owned(),
+            program,
+            arguments: words(usual).chain(more).collect(),
+        })
+    }
+
+    /// coturn, as baseline of all comparisons: one relay thread, no TLS, no log, no database.
+    #[must_use]
+    pub fn coturn(name: &str, program: &Path) -> Self {
+        let arguments = "-n --listening-ip={ip} --relay-ip={ip} --listening-port={port} --min-port={low} --max-port={high} \
+             --lt-cred-mech --user={user}:{password} --realm={realm} --allow-loopback-peers --no-cli --no-tls --no-dtls \
+             --no-stdout-log --log-file=/dev/null --pidfile=/dev/null --userdb=/nonexistent -m 1";
+        Self {
+            name: name.to_owned(),
+            program: program.to_owned(),
+            arguments: words(arguments).collect(),
+        }
+    }
+
+    /// Any other server, from `NAME=PROGRAM ARGUMENTS`.
+    ///
+    /// # Errors
+    /// When the text has not that form.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (name, command) = text
+            .split_once('=')
+            .ok_or("give NAME=PROGRAM ARGUMENTS, with {ip}, {port}, {user}, {password}, {realm}, {low}, {high} where the program wants them")?;
+        let mut words = words(command);
+        Ok(Self {
+            name: name.to_owned(),
+            program: words.next().ok_or("the program is missing")?.into(),
+            arguments: words.collect(),
+        })
+    }
+
+    /// Starts the server on a free port, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not answer.
+    pub fn spawn(
+        &self,
+        clients: &mut Clients,
+        core: usize,
+    ) -> io::Result<(ServerProcess, SocketAddrV4)> {
+        let free = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, free);
+        let values = [
+            ("{ip}", at.ip().to_string()),
+            ("{port}", free.to_string()),
+            ("{user}", ACCOUNT.user.to_owned()),
+            ("{password}", ACCOUNT.password.to_owned()),
+            ("{realm}", ACCOUNT.realm.to_owned()),
+            ("{low}", RELAY_PORTS[0].to_string()),
+            ("{high}", RELAY_PORTS[1].to_string()),
+        ];
+        let arguments: Vec<String> = self
+            .arguments
+            .iter()
+            .map(|argument| {
+                let replace = |text: String, (from, to): &(&str, String)| text.replace(from, to);
+                values.iter().fold(argument.clone(), replace)
+            })
+            .collect();
+        let process = ServerProcess::spawn(&self.program, &arguments, core)?;
+        let mut binding = Vec::new();
+        let id = TransactionId(*b"is it ready?");
+        MessageWriter::new(&mut binding, method::BINDING, Class::Request, id).finish();
+        let asker = Endpoint {
+            socket: 0,
+            ip: Ipv4Addr::new(127, 9, 9, 9),
+        };
+        let started = Instant::now();
+        loop {
+            match clients.request(asker, at, &binding) {
+                Ok(_) => break,
+                Err(error) if started.elapsed() > START_LIMIT => {
+                    let text = format!("{} does not answer: {error}", self.program.display());
+                    return Err(io::Error::new(error.kind(), text));
+                }
+                Err(_) => {}
+            }
+        }
+        wait_for_quiet(clients);
+        Ok((process, at))
+    }
+}
+
+fn words(text: &str) -> impl Iterator<Item = String> + '_ {
+    text.split_whitespace().map(str::to_owned)
+}
+
+/// Where a client's data goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Topology {
+    /// To a peer that is no client, and as much from the peer to the client.
+    Peer,
+    /// To the relayed address of another client of the same server.
+    Pairs,
+}
+
+/// How a client's data is framed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// ChannelData.
+    Channels,
+    /// Send and Data indications; payloads must be a multiple of four bytes.
+    Indications,
+}
+
+/// A TURN server in one topology and mode.
+#[derive(Clone, Debug)]
+pub struct TurnRelay {
+    /// How it is started.
+    pub command: TurnCommand,
+    /// Where data goes.
+    pub topology: Topology,
+    /// How it is framed.
+    pub mode: Mode,
+    /// Its name in the table.
+    pub name: String,
+}
+
+/// End `n` of one socket of the generator.
+#[must_use]
+pub fn end(socket: usize, n: usize) -> Endpoint {
+    let [.., high, middle, low] = (n as u32 + 1).to_be_bytes();
+    Endpoint {
+        socket,
+        ip: Ipv4Addr::new(127, 10 + high, middle, low),
+    }
+}
+
+/// The header of the channel that every client binds.
+fn channel_header(payload_bytes: usize) -> [u8; 4] {
+    let channel = ChannelNumber::new(CHANNEL).expect("the first channel number");
+    channel_data::header(channel, payload_bytes)
+}
+
+impl TurnRelay {
+    /// What precedes the payload on its way to the server.
+    fn prefix(&self, peer: SocketAddr, payload_bytes: usize) -> Vec<u8> {
+        match self.mode {
+            Mode::Channels => channel_header(payload_bytes).to_vec(),
+            Mode::Indications => {
+                let mut bytes = Vec::new();
+                let id = TransactionId([0; 12]);
+                MessageWriter::new(&mut bytes, method::SEND, Class::Indication, id)
+                    .xor_addr(attr::XOR_PEER_ADDRESS, Addr::new(peer))
+                    .attribute(attr::DATA, &vec![0; payload_bytes])
+                    .finish();
+                bytes.truncate(bytes.len() - payload_bytes);
+                bytes
+            }
+        }
+    }
+
+    /// How the payload must come to a client from its peer.
+    fn arriving(&self, peer: SocketAddr, payload_bytes: usize) -> Arriving {
+        match self.mode {
+            Mode::Channels => Arriving::Behind(channel_header(payload_bytes)),
+            Mode::Indications => Arriving::DataIndication(peer),
+        }
+    }
+}
+
+impl RelayServer for TurnRelay {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn start(
+        &self,
+        clients: &mut Clients,
+        core: usize,
+        flows: usize,
+        payload_bytes: usize,
+    ) -> io::Result<Running> {
+        let (process, server) = self.command.spawn(clients, core)?;
+        let ends: Vec<Endpoint> = (0..flows)
+            .map(|n| match self.topology {
+                Topology::Peer => end(0, n),
+                Topology::Pairs => end(n % 2, n / 2),
+            })
+            .collect();
+        let mut turn = TurnClients::new(server, ends);
+        turn.allocate(clients)?;
+        let peers: Vec<SocketAddr> = match self.topology {
+            Topology::Peer => (0..flows).map(|n| clients.address(end(1, n))).collect(),
+            Topology::Pairs => (0..flows)
+                .map(|n| turn.relayed[(n ^ 1).min(flows - 1)])
+                .collect(),
+        };
+        match self.mode {
+            Mode::Channels => turn.bind(clients, CHANNEL, &peers)?,
+            Mode::Indications => turn.permit(clients, &peers)?,
+        }
+        wait_for_quiet(clients);
+        let at = SocketAddr::from(server);
+        let mut all = Vec::new();
+        for n in 0..flows {
+            let from_server = |m: usize| self.arriving(peers[m], payload_bytes);
+            let to_peer = Flow {
+                from: turn.ends[n],
+                to: at,
+                prefix: self.prefix(peers[n], payload_bytes),
+                arrives_at: end(1, n),
+                arrives_from: turn.relayed[n],
+                arriving: Arriving::Raw,
+            };
+            match self.topology {
+                Topology::Peer => {
+                    all.push(to_peer);
+                    all.push(Flow {
+                        from: end(1, n),
+                        to: turn.relayed[n],
+                        prefix: Vec::new(),
+                        arrives_at: turn.ends[n],
+                        arrives_from: at,
+                        arriving: from_server(n),
+                    });
+                }
+                Topology::Pairs if (n ^ 1) < flows => all.push(Flow {
+                    arrives_at: turn.ends[n ^ 1],
+                    arrives_from: at,
+                    arriving: from_server(n ^ 1),
+                    ..to_peer
+                }),
+                Topology::Pairs => {}
+            }
+        }
+        Ok(Running {
+            process,
+            flows: all,
+        })
+    }
+}
