@@ -82,10 +82,19 @@ impl ServerProcess {
         waited_for_core(&format!("/proc/{}/task", self.0.id()))
     }
 
-    /// The process id.
-    #[must_use]
-    pub fn id(&self) -> u32 {
-        self.0.id()
+    /// Resident memory (proc_pid_statm(5)).
+    ///
+    /// # Errors
+    ///
+    /// When the process has ended.
+    pub fn resident_bytes(&self) -> io::Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.0.id()))?;
+        let pages: u64 = text
+            .split_whitespace()
+            .nth(1)
+            .and_then(|field| field.parse().ok())
+            .ok_or_else(|| io::Error::other("statm is not what it should be"))?;
+        Ok(pages * 4096)
     }
 }
 

@@ -22,6 +22,21 @@ const CHANNEL: u16 = 0x4000;
 const RELAY_PORTS: [u16; 2] = [20_000, 29_999];
 /// How long a server may take to answer its first request.
 const START_LIMIT: Duration = Duration::from_secs(10);
+/// It is asked this often until then.
+const ASK_EVERY: Duration = Duration::from_millis(2);
+/// Who asks: an end that no load uses.
+const ASKER: usize = (1 << 20) + 1;
+
+/// A server that answers.
+#[derive(Debug)]
+pub struct Started {
+    /// Its process.
+    pub process: ServerProcess,
+    /// Where it listens.
+    pub at: SocketAddrV4,
+    /// How long its first answer took, from before the process was made.
+    pub ready_after: Duration,
+}
 
 /// How a TURN server is started: `{ip}`, `{port}`, `{user}`, `{password}`, `{realm}`, `{low}`, `{high}` in its arguments are
 /// replaced.
@@ -84,11 +99,7 @@ impl TurnCommand {
     ///
     /// # Errors
     /// When it cannot be started or does not answer.
-    pub fn spawn(
-        &self,
-        clients: &mut Clients,
-        core: usize,
-    ) -> io::Result<(ServerProcess, SocketAddrV4)> {
+    pub fn spawn(&self, clients: &mut Clients, core: usize) -> io::Result<Started> {
         let free = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
         let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, free);
         let values = [
@@ -108,27 +119,47 @@ impl TurnCommand {
                 values.iter().fold(argument.clone(), replace)
             })
             .collect();
+        let started = Instant::now();
         let process = ServerProcess::spawn(&self.program, &arguments, core)?;
         let mut binding = Vec::new();
         let id = TransactionId(*b"is it ready?");
         MessageWriter::new(&mut binding, method::BINDING, Class::Request, id).finish();
-        let asker = Endpoint {
-            socket: 0,
-            ip: Ipv4Addr::new(127, 9, 9, 9),
-        };
-        let started = Instant::now();
-        loop {
-            match clients.request(asker, at, &binding) {
-                Ok(_) => break,
-                Err(error) if started.elapsed() > START_LIMIT => {
-                    let text = format!("{} does not answer: {error}", self.program.display());
-                    return Err(io::Error::new(error.kind(), text));
-                }
-                Err(_) => {}
+        let asker = end(0, ASKER);
+        let mut answered = false;
+        while !answered {
+            if started.elapsed() > START_LIMIT {
+                let text = format!("{} does not answer", self.program.display());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            clients.stage(asker, at, |out| {
+                out[..binding.len()].copy_from_slice(&binding);
+                binding.len()
+            });
+            clients.flush();
+            let again = Instant::now() + ASK_EVERY;
+            while !answered && Instant::now() < again {
+                clients.receive(|arrived| answered |= arrived.at == asker);
             }
         }
+        let ready_after = started.elapsed();
         wait_for_quiet(clients);
-        Ok((process, at))
+        Ok(Started {
+            process,
+            at,
+            ready_after,
+        })
+    }
+
+    /// The same with as little room as it can have, if it reserves room at its start.
+    #[must_use]
+    pub fn with_least_room(&self) -> Self {
+        let mut least = self.clone();
+        for at in 1..least.arguments.len() {
+            if least.arguments[at - 1] == "--max-allocations" {
+                least.arguments[at] = "1".to_owned();
+            }
+        }
+        least
     }
 }
 
@@ -222,7 +253,11 @@ impl RelayServer for TurnRelay {
         flows: usize,
         payload_bytes: usize,
     ) -> io::Result<Running> {
-        let (process, server) = self.command.spawn(clients, core)?;
+        let Started {
+            process,
+            at: server,
+            ..
+        } = self.command.spawn(clients, core)?;
         let ends: Vec<Endpoint> = (0..flows)
             .map(|n| match self.topology {
                 Topology::Peer => end(0, n),

@@ -125,7 +125,7 @@ impl Bench {
     fn memory(mut self, members: usize, per_session: usize) -> io::Result<()> {
         let smallest = {
             let (process, _) = self.start(&["--max-sessions", "1", "--max-members", "2"])?;
-            resident_bytes(&process)?
+            process.resident_bytes()?
         };
         let sessions = members / per_session;
         let room = [
@@ -135,7 +135,7 @@ impl Bench {
             &members.to_string(),
         ];
         let (process, server) = self.start(&room)?;
-        let empty = resident_bytes(&process)?;
+        let empty = process.resident_bytes()?;
         let all = Sessions {
             range: 0..sessions,
             members: per_session,
@@ -143,7 +143,7 @@ impl Bench {
         };
         set_up_sessions(&mut self.clients, server, &all)?;
         wait_for_quiet(&mut self.clients);
-        let full = resident_bytes(&process)?;
+        let full = process.resident_bytes()?;
         println!("resident at the smallest capacity: {smallest} bytes");
         println!("resident with room for {members} members and none: {empty} bytes");
         println!("resident with {members} members in sessions of {per_session}: {full} bytes");
@@ -156,7 +156,7 @@ impl Bench {
 
     fn spoofed(mut self, sources: usize) -> io::Result<()> {
         let (process, server) = self.start(&[])?;
-        let before = resident_bytes(&process)?;
+        let before = process.resident_bytes()?;
         let mut request = Vec::new();
         MessageWriter::new(
             &mut request,
@@ -186,22 +186,11 @@ impl Bench {
         }
         self.clients.flush();
         wait_for_quiet(&mut self.clients);
-        let after = resident_bytes(&process)?;
+        let after = process.resident_bytes()?;
         println!(
             "{sources} sources, at least {answers} answered: resident {before} bytes before, {after} after, {} more",
             after as i64 - before as i64
         );
         Ok(())
     }
-}
-
-/// Resident memory of a process (proc_pid_statm(5)).
-fn resident_bytes(process: &ServerProcess) -> io::Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{}/statm", process.id()))?;
-    let pages: u64 = text
-        .split_whitespace()
-        .nth(1)
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::Error::other("statm is not what it should be"))?;
-    Ok(pages * 4096)
 }

@@ -1,0 +1,166 @@
+//! Measures the control side of TURN servers, rounds alternated: server CPU time per allocation that is made and given back,
+//! resident memory per bound allocation, and the time until a new server answers.
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use waypost_benches::clients::Clients;
+use waypost_benches::process::pin_to_core;
+use waypost_benches::turn::{Started, TurnCommand, end};
+use waypost_benches::turn_client::TurnClients;
+use waypost_benches::waypost::wait_for_quiet;
+
+/// Allocations of one end of the generator before its ends are used again.
+const ENDS: usize = 1 << 20;
+
+/// What allocations cost.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+    /// Servers, of: waypost, waypost-mmsg, coturn, or a name given by --turn-server.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "waypost,coturn",
+        global = true
+    )]
+    servers: Vec<String>,
+    /// The program of coturn.
+    #[arg(long, default_value = "turnserver", global = true)]
+    coturn: PathBuf,
+    /// Another TURN server, as relay-bench takes it.
+    #[arg(long, value_parser = TurnCommand::parse, global = true)]
+    turn_server: Vec<TurnCommand>,
+    /// Rounds over all servers.
+    #[arg(long, default_value_t = 3, global = true)]
+    rounds: usize,
+    /// The core of the server.
+    #[arg(long, default_value_t = 0, global = true)]
+    server_core: usize,
+    /// The core of the generator.
+    #[arg(long, default_value_t = 1, global = true)]
+    generator_core: usize,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Challenge, Allocate and Refresh to 0, each from a new five-tuple.
+    Cycles {
+        /// Cycles of each round.
+        #[arg(long, default_value_t = 10_000)]
+        cycles: usize,
+        /// Allocations that live at the same time.
+        #[arg(long, default_value_t = 64)]
+        at_once: usize,
+    },
+    /// Resident bytes per allocation with one channel.
+    Memory {
+        /// Allocations.
+        #[arg(long, default_value_t = 5_000)]
+        allocations: usize,
+    },
+    /// Milliseconds from the start of the process to its first answer.
+    Start,
+}
+
+fn main() -> io::Result<()> {
+    let arguments = Arguments::parse();
+    pin_to_core(arguments.generator_core)?;
+    let servers = arguments
+        .servers
+        .iter()
+        .map(|name| command(name, &arguments))
+        .collect::<io::Result<Vec<_>>>()?;
+    let mut clients = Clients::open(2)?;
+    let core = arguments.server_core;
+    let unit = match arguments.what {
+        What::Cycles { .. } => "us of server CPU per cycle",
+        What::Memory { .. } => "resident bytes per allocation",
+        What::Start => "ms until the first answer",
+    };
+    let mut figures = vec![Vec::new(); servers.len()];
+    for _ in 0..arguments.rounds {
+        for (server, figures) in servers.iter().zip(&mut figures) {
+            figures.push(match arguments.what {
+                What::Cycles { cycles, at_once } => {
+                    cycle_cost(server, &mut clients, core, cycles, at_once)?
+                }
+                What::Memory { allocations } => {
+                    memory_cost(server, &mut clients, core, allocations)?
+                }
+                What::Start => {
+                    let started = server.spawn(&mut clients, core)?;
+                    started.ready_after.as_secs_f64() * 1e3
+                }
+            });
+        }
+    }
+    for (server, mut figures) in servers.iter().zip(figures) {
+        figures.sort_by(f64::total_cmp);
+        let (least, most) = (figures[0], figures[figures.len() - 1]);
+        let median = figures[figures.len() / 2];
+        println!(
+            "{:<16} {median:>10.2} ({least:.2}..{most:.2}) {unit}",
+            server.name
+        );
+    }
+    Ok(())
+}
+
+fn command(name: &str, arguments: &Arguments) -> io::Result<TurnCommand> {
+    if let Some(given) = arguments.turn_server.iter().find(|it| it.name == name) {
+        return Ok(given.clone());
+    }
+    match name {
+        "waypost" => TurnCommand::waypost(name, &["--io", "uring"]),
+        "waypost-mmsg" => TurnCommand::waypost(name, &["--io", "mmsg"]),
+        "coturn" => Ok(TurnCommand::coturn(name, &arguments.coturn)),
+        _ => Err(io::Error::other(format!("there is no server {name}"))),
+    }
+}
+
+fn cycle_cost(
+    server: &TurnCommand,
+    clients: &mut Clients,
+    core: usize,
+    cycles: usize,
+    at_once: usize,
+) -> io::Result<f64> {
+    let Started { process, at, .. } = server.spawn(clients, core)?;
+    let before = process.cpu_time()?;
+    let mut done = 0;
+    while done < cycles {
+        let ends = (done..done + at_once).map(|n| end(0, n % ENDS)).collect();
+        let mut turn = TurnClients::new(at, ends);
+        turn.allocate(clients)?;
+        turn.give_back(clients)?;
+        done += at_once;
+    }
+    let cpu = process.cpu_time()? - before;
+    wait_for_quiet(clients);
+    Ok(cpu.as_secs_f64() * 1e6 / done as f64)
+}
+
+fn memory_cost(
+    server: &TurnCommand,
+    clients: &mut Clients,
+    core: usize,
+    allocations: usize,
+) -> io::Result<f64> {
+    let before = {
+        let least = server.with_least_room();
+        least.spawn(clients, core)?.process.resident_bytes()?
+    };
+    let Started { process, at, .. } = server.spawn(clients, core)?;
+    let mut turn = TurnClients::new(at, (0..allocations).map(|n| end(0, n)).collect());
+    turn.allocate(clients)?;
+    let peers: Vec<_> = (0..allocations)
+        .map(|n| clients.address(end(1, n)))
+        .collect();
+    turn.bind(clients, 0x4000, &peers)?;
+    wait_for_quiet(clients);
+    let after = process.resident_bytes()?;
+    Ok((after as f64 - before as f64) / allocations as f64)
+}
