@@ -56,7 +56,7 @@ impl TurnCommand {
     pub fn waypost(name: &str, more: &[&str]) -> io::Result<Self> {
         let program = std::env::current_exe()?.with_file_name("waypost-server");
         let usual = "--listen {ip}:{port} --probe-port 0 --admin off --shards 1 --log-level error --user {user}:{password} \
-             --realm {realm} --relay-ports {low}-{high} --allow-peer 127.0.0.0/8 --max-allocations 60000 \
+             --realm {realm} --relay-ports {low}-{high} --allow-peer 127.0.0.0/8 --max-allocations 16384 --max-members 262144 \
              --allocation-packets-per-sec 0 --allocation-bytes-per-sec 0";
         let more = more.iter().map(|&text| text.to_owned());
         Ok(Self {
@@ -150,16 +150,18 @@ impl TurnCommand {
         })
     }
 
-    /// The same with as little room as it can have, if it reserves room at its start.
+    /// The same with room for `allocations` and nothing else, if it has options that say so.
     #[must_use]
-    pub fn with_least_room(&self) -> Self {
-        let mut least = self.clone();
-        for at in 1..least.arguments.len() {
-            if least.arguments[at - 1] == "--max-allocations" {
-                least.arguments[at] = "1".to_owned();
+    pub fn with_room_for(&self, allocations: usize) -> Self {
+        let mut sized = self.clone();
+        for at in 1..sized.arguments.len() {
+            match sized.arguments[at - 1].as_str() {
+                "--max-allocations" => sized.arguments[at] = allocations.to_string(),
+                "--max-members" => sized.arguments[at] = "2".to_owned(),
+                _ => {}
             }
         }
-        least
+        sized
     }
 }
 

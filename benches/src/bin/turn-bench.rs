@@ -150,10 +150,11 @@ fn memory_cost(
     allocations: usize,
 ) -> io::Result<f64> {
     let before = {
-        let least = server.with_least_room();
+        let least = server.with_room_for(1);
         least.spawn(clients, core)?.process.resident_bytes()?
     };
-    let Started { process, at, .. } = server.spawn(clients, core)?;
+    let sized = server.with_room_for(allocations);
+    let Started { process, at, .. } = sized.spawn(clients, core)?;
     let mut turn = TurnClients::new(at, (0..allocations).map(|n| end(0, n)).collect());
     turn.allocate(clients)?;
     let peers: Vec<_> = (0..allocations)
