@@ -10,7 +10,7 @@ use waypost_proto::addr::Addr;
 use waypost_proto::wire::channel_data::{self, ChannelNumber};
 use waypost_proto::wire::stun::{Class, MessageWriter, TransactionId, attr, method};
 
-use crate::clients::Clients;
+use crate::clients::{BATCH, Clients};
 use crate::process::ServerProcess;
 use crate::relay::{Arriving, Endpoint, Flow, RelayServer, Running};
 use crate::turn_client::{ACCOUNT, TurnClients};
@@ -24,6 +24,8 @@ const RELAY_PORTS: [u16; 2] = [20_000, 29_999];
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// It is asked this often until then.
 const ASK_EVERY: Duration = Duration::from_millis(2);
+/// Requests that use every receive buffer of a server.
+const WARM_UP: usize = 16_384;
 /// Who asks: an end that no load uses.
 const ASKER: usize = (1 << 20) + 1;
 
@@ -121,9 +123,7 @@ impl TurnCommand {
             .collect();
         let started = Instant::now();
         let process = ServerProcess::spawn(&self.program, &arguments, core)?;
-        let mut binding = Vec::new();
-        let id = TransactionId(*b"is it ready?");
-        MessageWriter::new(&mut binding, method::BINDING, Class::Request, id).finish();
+        let binding = binding_request();
         let asker = end(0, ASKER);
         let mut answered = false;
         while !answered {
@@ -162,6 +162,35 @@ impl TurnCommand {
             }
         }
         sized
+    }
+}
+
+fn binding_request() -> Vec<u8> {
+    let mut binding = Vec::new();
+    let id = TransactionId(*b"are you here");
+    MessageWriter::new(&mut binding, method::BINDING, Class::Request, id).finish();
+    binding
+}
+
+impl Started {
+    /// Sends many Binding requests, so that the server has used all of its receive buffers.
+    pub fn warm_up(&self, clients: &mut Clients) {
+        let binding = binding_request();
+        for _ in 0..WARM_UP / BATCH {
+            for _ in 0..BATCH {
+                clients.stage(end(0, ASKER), self.at, |out| {
+                    out[..binding.len()].copy_from_slice(&binding);
+                    binding.len()
+                });
+            }
+            clients.flush();
+            let begun = Instant::now();
+            let mut answers = 0;
+            while answers < BATCH && begun.elapsed() < ASK_EVERY {
+                answers += clients.receive(|_| {});
+            }
+        }
+        wait_for_quiet(clients);
     }
 }
 

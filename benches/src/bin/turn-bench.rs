@@ -150,8 +150,9 @@ fn memory_cost(
     allocations: usize,
 ) -> io::Result<f64> {
     let before = {
-        let least = server.with_room_for(1);
-        least.spawn(clients, core)?.process.resident_bytes()?
+        let least = server.with_room_for(1).spawn(clients, core)?;
+        least.warm_up(clients);
+        least.process.resident_bytes()?
     };
     let sized = server.with_room_for(allocations);
     let Started { process, at, .. } = sized.spawn(clients, core)?;
