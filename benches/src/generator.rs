@@ -84,6 +84,8 @@ pub struct Outcome {
     pub median_latency: Duration,
     /// 99th percentile of it.
     pub p99_latency: Duration,
+    /// 99.9th percentile of it.
+    pub p999_latency: Duration,
     /// Datagrams sent that never came out.
     pub lost: u64,
     /// Datagrams that came out twice.
@@ -379,6 +381,7 @@ pub fn run(
         elapsed: elapsed_until - from,
         median_latency: percentile(0.5),
         p99_latency: percentile(0.99),
+        p999_latency: percentile(0.999),
         lost: run.sent.saturating_sub(run.came + clients.refused),
         duplicated: run.duplicated,
         reordered: run.reordered,

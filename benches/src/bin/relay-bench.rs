@@ -1,4 +1,5 @@
-//! Measures servers' CPU time per relayed packet, one server at a time, rounds alternated, medians.
+//! Measures servers' CPU time per relayed packet, one server at a time, rounds alternated, medians. The column `ratio` is the
+//! median over the rounds of a server's CPU time per packet to that of the first server in the same round.
 //!
 //! The server runs on one core and the generator spins on another; every packet that comes out is
 //! checked. A packet that is changed, doubled, out of order or at the wrong end, or lost below
@@ -171,16 +172,18 @@ fn main() -> io::Result<ExitCode> {
     };
     let mut faults = false;
     println!(
-        "{:<12} {:<22} {:>9} {:>17} {:>9} {:>6} {:>8} {:>9} {:>9} {:>6} {:>6}",
+        "{:<12} {:<22} {:>9} {:>17} {:>6} {:>9} {:>6} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}",
         "load",
         "server",
         "us/packet",
         "(least..most)",
+        "ratio",
         "packets/s",
         "core",
         "waiting",
         "median us",
         "p99 us",
+        "p99.9 us",
         "lost",
         "faults"
     );
@@ -190,9 +193,9 @@ fn main() -> io::Result<ExitCode> {
         } else {
             arguments.flows
         };
-        let mut outcomes: Vec<Vec<Outcome>> = vec![Vec::new(); servers.len()];
+        let mut outcomes_of_all: Vec<Vec<Outcome>> = vec![Vec::new(); servers.len()];
         for _ in 0..arguments.rounds {
-            for (server, outcomes) in servers.iter().zip(&mut outcomes) {
+            for (server, outcomes) in servers.iter().zip(&mut outcomes_of_all) {
                 let running = server.start(
                     &mut clients,
                     arguments.server_core,
@@ -202,9 +205,14 @@ fn main() -> io::Result<ExitCode> {
                 outcomes.push(run(&mut clients, &running, load, &shape)?);
             }
         }
-        for (server, outcomes) in servers.iter().zip(&outcomes) {
+        for (server, outcomes) in servers.iter().zip(&outcomes_of_all) {
             let of = |value: fn(&Outcome) -> f64| outcomes.iter().map(value).collect::<Vec<_>>();
             let cpu = of(Outcome::cpu_us_per_datagram);
+            let first = outcomes_of_all[0].iter();
+            let ratios = first
+                .zip(outcomes)
+                .map(|(first, own)| own.cpu_us_per_datagram() / first.cpu_us_per_datagram())
+                .collect();
             let least = cpu.iter().copied().fold(f64::INFINITY, f64::min);
             let most = cpu.iter().copied().fold(0.0, f64::max);
             let sum = |count: fn(&Outcome) -> u64| outcomes.iter().map(count).sum::<u64>();
@@ -216,16 +224,18 @@ fn main() -> io::Result<ExitCode> {
             let lost_alone: u64 = outcomes.iter().filter(undisturbed).map(|o| o.lost).sum();
             faults |= wrong > 0 || (lost_alone > 0 && load.per_second.is_some());
             println!(
-                "{:<12} {:<12} {:>9.2} {:>17} {:>9.0} {:>6.2} {:>8.3} {:>9.0} {:>9.0} {:>6} {:>6}",
+                "{:<12} {:<22} {:>9.2} {:>17} {:>6.2} {:>9.0} {:>6.2} {:>8.3} {:>9.0} {:>9.0} {:>9.0} {:>6} {:>6}",
                 load.to_string(),
                 server.name(),
                 median(cpu),
                 format!("({least:.2}..{most:.2})"),
+                median(ratios),
                 median(of(Outcome::per_second)),
                 median(of(Outcome::utilisation)),
                 median(of(Outcome::waiting)),
                 median(of(|outcome| outcome.median_latency.as_secs_f64() * 1e6)),
                 median(of(|outcome| outcome.p99_latency.as_secs_f64() * 1e6)),
+                median(of(|outcome| outcome.p999_latency.as_secs_f64() * 1e6)),
                 lost,
                 wrong,
             );
