@@ -6,6 +6,7 @@ pub mod forwarder;
 pub mod generator;
 pub mod process;
 pub mod relay;
+pub mod sans_io;
 pub mod turn;
 pub mod turn_client;
 pub mod waypost;
