@@ -8,6 +8,7 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use self::binding::BindingService;
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{
     Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, Service, SocketIndex,
@@ -24,10 +25,12 @@ use crate::wire::native::{self, BadFields, Fields, SeatHandle, code};
 use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
 use crate::wire::{self, Kind};
 
+mod binding;
 mod credential;
 mod inspection;
 mod owner;
 
+pub use binding::DiscoveryGroup;
 pub use credential::{RendezvousAccess, time_limited_password};
 pub use inspection::Inspection;
 pub use owner::Placement;
@@ -53,6 +56,8 @@ pub struct ShardConfig {
     pub count: u16,
     /// The role of each listener by its index; the same on every shard. Relay sockets get the indexes behind them.
     pub sockets: Vec<SocketRole>,
+    /// Listeners by which clients discover how their NATs behave, if there are two addresses: at most one group per family.
+    pub discovery: Vec<DiscoveryGroup>,
     /// Limits and times of the lobby.
     pub lobby: LobbyConfig,
     /// Limits and credentials of TURN.
@@ -94,6 +99,7 @@ pub struct Shard {
     sealer: Sealer,
     placement: Placement,
     forwarding: ForwardingTable,
+    binding: BindingService,
     lobby: Lobby,
     turn: TurnService,
     wheel: TimerWheel<TimerKey>,
@@ -155,6 +161,12 @@ impl Shard {
         let lobby = Lobby::new(config.lobby, config.index, config.count, seeds());
         // A stream of its own, so that what the lobby draws does not depend on TURN.
         let mut turn_rng = StdRng::from_seed(config.seed.map(|byte| !byte));
+        let binding = BindingService::new(
+            &config.discovery,
+            config.sockets.len(),
+            config.turn.unproven_bytes_per_sec,
+            std::array::from_fn(|_| turn_rng.random()),
+        );
         let turn = TurnService::new(
             config.turn,
             config.index,
@@ -172,6 +184,7 @@ impl Shard {
             sealer: Sealer::new(config.secret),
             placement: Placement::new(config.placement_seeds, config.count),
             forwarding,
+            binding,
             lobby,
             turn,
             wheel: TimerWheel::new(now),
@@ -276,8 +289,9 @@ impl Shard {
         let message = Message::parse(datagram).map_err(|_| Counter::DropParse)?;
         match (message.class(), message.method(), role) {
             (Class::Request, stun::method::BINDING, _) => {
-                self.handle_binding(socket, source, &message);
-                Ok(())
+                let (out, counters) = (&mut self.outbox, &mut self.counters);
+                self.binding
+                    .handle(now, out, counters, socket, source, &message)
             }
             (Class::Request, method, SocketRole::Main) if native::method::is_native(method) => {
                 self.handle_native(now, socket, source, &message)
@@ -290,20 +304,6 @@ impl Shard {
             }
             _ => Err(Counter::DropMethod),
         }
-    }
-
-    /// RFC 8489 section 6.3.1.1; a message without the cookie is RFC 3489's and gets MAPPED-ADDRESS (section 11).
-    fn handle_binding(&mut self, socket: SocketIndex, source: ClientAddr, message: &Message<'_>) {
-        self.counters.count(Counter::Bindings);
-        let start = self.outbox.bytes.len();
-        let mut writer = MessageWriter::answer(&mut self.outbox.bytes, message, Class::Success);
-        if message.has_magic_cookie() {
-            writer.xor_addr(stun::attr::XOR_MAPPED_ADDRESS, source.0);
-        } else {
-            writer.plain_addr(stun::attr::MAPPED_ADDRESS, source.0);
-        }
-        writer.finish();
-        self.outbox.transmit(socket, source.0, start);
     }
 
     /// A native request: nothing happens before its source is proved, and then on the shard that owns what it is about.

@@ -124,6 +124,8 @@ counters! {
     DropMailbox => DROPPED, ["reason" = "mailbox"];
     /// Binding requests answered.
     Bindings => REQUESTS, ["method" = "binding"];
+    /// Binding requests answered with an error.
+    BindingErrors => REQUEST_ERRORS, ["method" = "binding"];
     /// Requests whose source was not proved yet; each was answered with a nonce.
     UnprovenReplies => total("waypost_unproven_replies_total", "Requests whose source was not proved yet; each was answered with a nonce"), [];
     /// Authenticated TURN requests.

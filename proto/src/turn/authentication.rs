@@ -2,12 +2,12 @@
 
 use super::credential::{PASSWORD_ALGORITHMS, Refused};
 use super::handlers::is_known;
-use super::unproven::ReplyBudget;
 use super::{Reject, Reply, Request, Step, TurnService};
 use crate::addr::ClientAddr;
 use crate::forwarding::SocketIndex;
 use crate::stats::Counter;
-use crate::wire::stun::{Class, Message, MessageWriter, attr};
+use crate::unproven::Way;
+use crate::wire::stun::{Class, Message, attr};
 
 impl TurnService {
     /// Serves a request of one of TURN's methods.
@@ -21,13 +21,17 @@ impl TurnService {
         if !message.has_magic_cookie() {
             return Err(Counter::DropParse);
         }
+        let way = Way {
+            egress: socket,
+            to: source.0,
+        };
         if self.judge.admits_nobody() {
-            return self.refuse(step, socket, source, message, 403);
+            return self.refuse(step, way, message, 403);
         }
         match self.judge.check_form(message) {
             Ok(()) => {}
-            Err(Refused::BadRequest) => return self.refuse(step, socket, source, message, 400),
-            Err(_) => return self.challenge(step, socket, source, message, 401),
+            Err(Refused::BadRequest) => return self.refuse(step, way, message, 400),
+            Err(_) => return self.challenge(step, way, message, 401),
         }
         let nonce = message.find(attr::NONCE).unwrap_or_default();
         if step
@@ -35,14 +39,14 @@ impl TurnService {
             .verify_turn(step.unix_secs, source, nonce)
             .is_err()
         {
-            return self.challenge(step, socket, source, message, 438);
+            return self.challenge(step, way, message, 438);
         }
         let authenticated = match self.judge.authenticate(step.unix_secs, message) {
             Ok(authenticated) => authenticated,
-            Err(Refused::BadRequest) => return self.refuse(step, socket, source, message, 400),
+            Err(Refused::BadRequest) => return self.refuse(step, way, message, 400),
             Err(_) => {
                 step.counters.count(Counter::TurnCredentialFailures);
-                return self.challenge(step, socket, source, message, 401);
+                return self.challenge(step, way, message, 401);
             }
         };
         step.counters.count(Counter::TurnRequests);
@@ -77,57 +81,36 @@ impl TurnService {
     fn challenge(
         &mut self,
         step: &mut Step<'_>,
-        socket: SocketIndex,
-        source: ClientAddr,
+        way: Way,
         message: &Message<'_>,
         code: u16,
     ) -> Result<(), Counter> {
-        let nonce = step.nonces.issue_turn(step.unix_secs, source);
+        let nonce = step.nonces.issue_turn(step.unix_secs, ClientAddr(way.to));
         let realm = self.judge.realm();
-        unproven_answer(&mut self.budget, step, socket, source, message, |writer| {
-            writer
-                .error_code(code)
-                .attribute(attr::REALM, realm.as_bytes())
-                .attribute(attr::NONCE, &nonce)
-                .attribute(attr::PASSWORD_ALGORITHMS, &PASSWORD_ALGORITHMS);
-        })
-        .inspect(|()| step.counters.count(Counter::UnprovenReplies))
+        let class = Class::Error;
+        self.budget
+            .answer(step.now, step.out, way, message, class, |writer| {
+                writer
+                    .error_code(code)
+                    .attribute(attr::REALM, realm.as_bytes())
+                    .attribute(attr::NONCE, &nonce)
+                    .attribute(attr::PASSWORD_ALGORITHMS, &PASSWORD_ALGORITHMS);
+            })
+            .inspect(|()| step.counters.count(Counter::UnprovenReplies))
     }
 
     /// Answers a request that is not authenticated with an error and nothing else.
     fn refuse(
         &mut self,
         step: &mut Step<'_>,
-        socket: SocketIndex,
-        source: ClientAddr,
+        way: Way,
         message: &Message<'_>,
         code: u16,
     ) -> Result<(), Counter> {
-        unproven_answer(&mut self.budget, step, socket, source, message, |writer| {
-            writer.error_code(code);
-        })
-    }
-}
-
-/// Answers a request that is not authenticated, if its source may still draw that much.
-fn unproven_answer(
-    budget: &mut ReplyBudget,
-    step: &mut Step<'_>,
-    socket: SocketIndex,
-    source: ClientAddr,
-    message: &Message<'_>,
-    fill: impl FnOnce(&mut MessageWriter<'_>),
-) -> Result<(), Counter> {
-    let out = &mut step.out;
-    let start = out.bytes.len();
-    let mut writer = MessageWriter::answer(&mut out.bytes, message, Class::Error);
-    fill(&mut writer);
-    writer.finish();
-    if budget.draw(step.now, source.0, out.bytes.len() - start) {
-        out.transmit(socket, source.0, start);
-        Ok(())
-    } else {
-        out.bytes.truncate(start);
-        Err(Counter::DropBudget)
+        let class = Class::Error;
+        self.budget
+            .answer(step.now, step.out, way, message, class, |writer| {
+                writer.error_code(code);
+            })
     }
 }

@@ -9,7 +9,7 @@
 //! * `handlers`: everything else that clients do.
 //! * `allocation`, `permission`, `channel`: what there is.
 //! * `credential`, `peer_policy`: who may, and whom they may reach.
-//! * `unproven`, `port_pool`: budgets of bytes and ports.
+//! * `port_pool`: the ports of relayed transport addresses.
 
 mod allocate;
 mod allocation;
@@ -20,7 +20,6 @@ mod handlers;
 pub mod peer_policy;
 pub mod permission;
 mod port_pool;
-mod unproven;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -36,7 +35,6 @@ use self::credential::Judge;
 pub use self::credential::TurnCredentials;
 use self::peer_policy::{PeerPolicy, PeerRules};
 use self::permission::PERMISSION_SECS;
-use self::unproven::ReplyBudget;
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{ForwardingTable, RelayLimits, SocketIndex};
 use crate::lobby::{Outbox, TimerKey};
@@ -44,6 +42,7 @@ use crate::nonce::NonceKeys;
 use crate::stats::{Counter, Counters};
 use crate::time::Millis;
 use crate::timer_wheel::TimerWheel;
+use crate::unproven::ReplyBudget;
 use crate::wire::stun::{
     Class, Integrity, LongTermKey, Message, MessageWriter, TransactionId, attr,
 };

@@ -84,6 +84,7 @@ impl Server {
             index: 0,
             count: 1,
             sockets: vec![SocketRole::Main, SocketRole::Probe],
+            discovery: Vec::new(),
             lobby: LobbyConfig {
                 sessions_max: 16,
                 members_max: 16,
