@@ -27,6 +27,7 @@ use crate::wire::{self, Kind};
 
 mod binding;
 mod credential;
+mod guest;
 mod inspection;
 mod owner;
 
@@ -91,6 +92,8 @@ const SEND_INDICATION: [u8; 2] = [0x00, 0x16];
 /// One shard.
 pub struct Shard {
     index: u16,
+    /// The shard that got what is being served: this one, unless it came by mail.
+    home: u16,
     count: u16,
     sockets: Vec<SocketRole>,
     access: RendezvousAccess,
@@ -137,6 +140,8 @@ macro_rules! step {
             counters: &mut $shard.counters,
             forwarding: &mut $shard.forwarding,
             nonces: &mut $shard.nonces,
+            sealer: &$shard.sealer,
+            home: $shard.home,
         }
     };
 }
@@ -176,6 +181,7 @@ impl Shard {
         );
         Self {
             index: config.index,
+            home: config.index,
             count: config.count,
             sockets: config.sockets,
             access: config.access,
@@ -231,12 +237,14 @@ impl Shard {
         match (wire::kind(datagram), role) {
             (Kind::ChannelData, SocketRole::Main) => {
                 let forwarded = self.forwarding.forward(now, socket, source, datagram);
-                self.relay(forwarded.map_err(NotForwarded::counter))
+                let forwarded = forwarded.map_err(NotForwarded::counter);
+                self.relay_or_pass_on(forwarded, socket, source, datagram)
             }
             (Kind::Other, SocketRole::Main) if self.turn.serves_rfc5766() => {
                 let table = &mut self.forwarding;
                 let forwarded = table.forward_rfc5766(now, socket, source, datagram);
-                self.relay(forwarded.map_err(NotForwarded::counter))
+                let forwarded = forwarded.map_err(NotForwarded::counter);
+                self.relay_or_pass_on(forwarded, socket, source, datagram)
             }
             (Kind::Stun, SocketRole::Main) if datagram.starts_with(&SEND_INDICATION) => {
                 let forwarded = Message::parse(datagram)
@@ -245,7 +253,7 @@ impl Shard {
                         let table = &mut self.forwarding;
                         self.turn.handle_send(now, table, socket, source, &message)
                     });
-                self.relay(forwarded)
+                self.relay_or_pass_on(forwarded, socket, source, datagram)
             }
             (Kind::Stun, _) => match self.handle_stun(now, socket, source, role, datagram) {
                 Ok(()) => Verdict::Handled,
@@ -275,6 +283,20 @@ impl Shard {
         }
     }
 
+    /// Relays, unless the sender is a TURN client whose allocation another shard has.
+    fn relay_or_pass_on(
+        &mut self,
+        forwarded: Result<Forward, Counter>,
+        socket: SocketIndex,
+        source: ClientAddr,
+        datagram: &[u8],
+    ) -> Verdict {
+        match forwarded {
+            Err(Counter::DropNoFlow) if self.pass_on(socket, source, datagram) => Verdict::Handled,
+            other => self.relay(other),
+        }
+    }
+
     fn handle_stun(
         &mut self,
         now: Millis,
@@ -296,9 +318,13 @@ impl Shard {
             (Class::Request, method, SocketRole::Main) if native::method::is_native(method) => {
                 self.handle_native(now, socket, source, &message)
             }
-            (Class::Request, method, SocketRole::Main) if stun::method::is_turn(method) => self
-                .turn
-                .handle_request(step!(self, now), socket, source, &message),
+            (Class::Request, method, SocketRole::Main) if stun::method::is_turn(method) => {
+                if self.pass_on(socket, source, datagram) {
+                    return Ok(());
+                }
+                self.turn
+                    .handle_request(step!(self, now), socket, source, &message)
+            }
             (Class::Success, native::method::EVENT, SocketRole::Main) => {
                 self.handle_acknowledgement(now, socket, source, &message)
             }
@@ -331,7 +357,7 @@ impl Shard {
             socket,
             home: self.index,
         };
-        if self.forwarding.allocation_of(socket, source).is_some() {
+        if self.forwarding.is_turn(socket, source) {
             self.answer_error(origin, message, code::MISMATCH);
             return Ok(());
         }
@@ -502,6 +528,12 @@ impl Shard {
                 self.lobby
                     .handle_acknowledgement(turn!(self, now), &message);
             }
+            Mail::FromGuest {
+                socket,
+                source,
+                home,
+                bytes,
+            } => self.handle_guest(now, socket, source, home, &bytes),
             Mail::Door { id, request } => {
                 let answer = self.handle_door(now, *request);
                 self.outbox.door.push((id, answer));
@@ -538,6 +570,9 @@ impl Shard {
             }
         }
         self.fired = fired;
+        while let Some(allocation) = self.forwarding.next_arrival() {
+            self.turn.handle_arrival(step!(self, now), allocation);
+        }
         self.deliver_own_mail(now);
     }
 
@@ -635,8 +670,22 @@ impl Shard {
             } => self
                 .forwarding
                 .remove_flow(socket, ClientAddr(source.addr()), handle),
+            Mail::AddGuest {
+                socket,
+                source,
+                owner,
+            } => self.forwarding.add_guest(socket, source, owner),
+            Mail::GuestLeft { socket, source, id } => self.turn.note_deletion(socket, source, id),
+            Mail::RemoveGuest {
+                socket,
+                source,
+                owner,
+            } => self.forwarding.remove_guest(socket, source, owner),
             Mail::SetRoute { code, seat, route } => self.forwarding.set_route(code, seat, route),
-            Mail::Request { .. } | Mail::Acknowledgement { .. } | Mail::Door { .. } => {
+            Mail::Request { .. }
+            | Mail::Acknowledgement { .. }
+            | Mail::FromGuest { .. }
+            | Mail::Door { .. } => {
                 unreachable!("a shard serves what it owns without mail to itself")
             }
         }

@@ -1,22 +1,33 @@
 //! What is done to an allocation that is there: Refresh, CreatePermission, ChannelBind and Send indications.
 
 use super::DELETED;
-use super::allocation::Family;
+use super::allocation::{Allocation, Family};
 use super::channel::{CHANNEL_SECS, NotBound};
 use super::{
     Outcome, Reject, Request, Step, TurnService, granted_lifetime, lifetime, requested_family,
 };
 use crate::addr::ClientAddr;
 use crate::forwarding::{Forward, ForwardingTable, NotForwarded, SocketIndex};
+use crate::lobby::Mail;
 use crate::stats::Counter;
 use crate::time::Millis;
 use crate::wire::channel_data::ChannelNumber;
-use crate::wire::stun::{self, HEADER_LEN, Message, attr, method};
+use crate::wire::stun::{self, HEADER_LEN, Message, TransactionId, attr, method};
 
 impl TurnService {
     /// Has an authenticated request served.
     pub(super) fn dispatch(&mut self, step: &mut Step<'_>, request: &Request<'_>) -> Outcome {
+        let is_by_mail = step.home != self.shard;
         if request.message.method() == method::ALLOCATE {
+            if is_by_mail
+                && step
+                    .forwarding
+                    .allocation_of(request.reply.socket, request.source)
+                    .is_none()
+            {
+                // The allocation just ended, and the shard that got this is being told: the repetition will be served there.
+                return Ok(());
+            }
             return self.handle_allocate(step, request);
         }
         let allocation = step
@@ -24,12 +35,21 @@ impl TurnService {
             .allocation_of(request.reply.socket, request.source);
         let Some(index) = allocation else {
             if request.message.method() == method::REFRESH
-                && self.deleted.contains(&self.deletion(request))
+                && self.deleted.contains(&self.deletion(
+                    request.reply.socket,
+                    request.source,
+                    request.reply.id,
+                ))
             {
-                answer_lifetime(step, request, 0);
+                answer_lifetime(step, request, 0, None);
                 return Ok(());
             }
-            return Err(Reject(437));
+            return match request.message.find(attr::MOBILITY_TICKET) {
+                Some(sealed) if request.message.method() == method::REFRESH => {
+                    self.handle_move(step, request, sealed)
+                }
+                _ => Err(Reject(437)),
+            };
         };
         let allocation = self
             .allocations
@@ -41,6 +61,19 @@ impl TurnService {
         if allocation.opening.is_some() {
             // The client has not heard of it yet; it will repeat this.
             return Ok(());
+        }
+        if self.repeats_move(request, index) {
+            let allocation = self.allocations.get(index).ok_or(Reject(437))?;
+            let wish = allocation.refresh_wish(request.message)?;
+            self.refresh(step, request, index, wish);
+            return Ok(());
+        }
+        let client = self
+            .allocations
+            .get(index)
+            .map(|allocation| (allocation.socket, allocation.client));
+        if client != Some((request.reply.socket, request.source)) {
+            self.handle_arrival(step, index);
         }
         match request.message.method() {
             method::REFRESH => self.handle_refresh(step, request, index),
@@ -56,45 +89,68 @@ impl TurnService {
         request: &Request<'_>,
         index: u32,
     ) -> Outcome {
-        let requested = lifetime(request.message)?;
-        let family = requested_family(request.message, attr::REQUESTED_ADDRESS_FAMILY)?;
+        self.check_ticket(step, request, index)?;
         let allocation = self.allocations.get(index).ok_or(Reject(437))?;
-        if let Some(family) = family
-            && allocation.relayed[family.place()].is_none()
-        {
-            return Err(Reject(443));
-        }
+        let wish = allocation.refresh_wish(request.message)?;
+        self.refresh(step, request, index, wish);
+        Ok(())
+    }
+
+    /// Does what a Refresh asks for, and answers.
+    pub(super) fn refresh(
+        &mut self,
+        step: &mut Step<'_>,
+        request: &Request<'_>,
+        index: u32,
+        wish: RefreshWish,
+    ) {
+        let RefreshWish {
+            requested_secs,
+            family,
+        } = wish;
         let families = Family::ALL
             .into_iter()
             .filter(|of| family.is_none_or(|family| family == *of));
-        if requested == Some(0) {
-            let deletion = self.deletion(request);
-            self.deleted[self.next_deleted] = deletion;
-            self.next_deleted = (self.next_deleted + 1) % DELETED;
+        if requested_secs == Some(0) {
+            let (socket, source, id) = (request.reply.socket, request.source, request.reply.id);
+            self.note_deletion(socket, source, id);
+            if step.home != self.shard {
+                let mail = Mail::GuestLeft { socket, source, id };
+                step.out.mail.push((step.home, mail));
+            }
             families.for_each(|family| self.close_family(step, index, family));
-            answer_lifetime(step, request, 0);
-            return Ok(());
+            answer_lifetime(step, request, 0, None);
+            return;
         }
-        let granted = granted_lifetime(requested);
+        let granted = granted_lifetime(requested_secs);
         let until = step.now.plus_secs(granted);
         for family in families {
+            let allocation = self.allocations.get(index).expect("the caller found it");
             if let Some(relayed) = &mut allocation.relayed[family.place()] {
                 relayed.until = until;
             }
         }
         self.set_timer(step, index);
-        answer_lifetime(step, request, granted);
-        Ok(())
+        let shows_ticket = request.message.find(attr::MOBILITY_TICKET).is_some();
+        let ticket = shows_ticket.then(|| self.ticket(step, index)).flatten();
+        answer_lifetime(
+            step,
+            request,
+            granted,
+            ticket.as_ref().map(<[u8; _]>::as_slice),
+        );
     }
 
     /// What tells a deletion from others.
-    fn deletion(&self, request: &Request<'_>) -> u64 {
-        self.hasher.hash_one((
-            request.reply.socket,
-            request.source,
-            request.reply.id,
-            request.user,
-        ))
+    fn deletion(&self, socket: SocketIndex, source: ClientAddr, id: TransactionId) -> u64 {
+        self.hasher.hash_one((socket, source, id))
+    }
+
+    /// Remembers a request that ended an allocation, so that its repetition gets the same answer.
+    pub fn note_deletion(&mut self, socket: SocketIndex, source: ClientAddr, id: TransactionId) {
+        let deletion = self.deletion(socket, source, id);
+        self.deleted[self.next_deleted] = deletion;
+        self.next_deleted = (self.next_deleted + 1) % DELETED;
     }
 
     /// CreatePermission (RFC 8656 section 10.2).
@@ -193,7 +249,7 @@ impl TurnService {
         message: &Message<'_>,
     ) -> Result<Forward, Counter> {
         let allocation = forwarding
-            .allocation_of(socket, source)
+            .sender(socket, source)
             .ok_or(Counter::DropNoFlow)?;
         let mut peer = None;
         let mut data = None;
@@ -222,10 +278,35 @@ impl TurnService {
     }
 }
 
-/// Tells the seconds that are left.
-fn answer_lifetime(step: &mut Step<'_>, request: &Request<'_>, secs: u32) {
+/// What a Refresh asks for.
+#[derive(Clone, Copy)]
+pub(super) struct RefreshWish {
+    pub requested_secs: Option<u32>,
+    /// The one family it is about.
+    family: Option<Family>,
+}
+
+impl Allocation {
+    pub(super) fn refresh_wish(&self, message: &Message<'_>) -> Result<RefreshWish, Reject> {
+        let requested_secs = lifetime(message)?;
+        let family = requested_family(message, attr::REQUESTED_ADDRESS_FAMILY)?;
+        if family.is_some_and(|family| self.relayed[family.place()].is_none()) {
+            return Err(Reject(443));
+        }
+        Ok(RefreshWish {
+            requested_secs,
+            family,
+        })
+    }
+}
+
+/// Tells the seconds that are left, and the next ticket of a mobile client.
+fn answer_lifetime(step: &mut Step<'_>, request: &Request<'_>, secs: u32, ticket: Option<&[u8]>) {
     request.reply.success(step, |writer| {
         writer.u32(attr::LIFETIME, secs);
+        if let Some(ticket) = ticket {
+            writer.attribute(attr::MOBILITY_TICKET, ticket);
+        }
     });
 }
 

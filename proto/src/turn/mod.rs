@@ -8,6 +8,7 @@
 //! * `allocate`: Allocate, and relayed transport addresses coming and going.
 //! * `handlers`: everything else that clients do.
 //! * `allocation`, `permission`, `channel`: what there is.
+//! * `mobility`: five-tuples that change.
 //! * `credential`, `peer_policy`: who may, and whom they may reach.
 //! * `port_pool`: the ports of relayed transport addresses.
 
@@ -17,6 +18,7 @@ mod authentication;
 pub mod channel;
 pub mod credential;
 mod handlers;
+mod mobility;
 pub mod peer_policy;
 pub mod permission;
 mod port_pool;
@@ -40,6 +42,7 @@ use crate::forwarding::{ForwardingTable, RelayLimits, SocketIndex};
 use crate::lobby::{Outbox, TimerKey};
 use crate::nonce::NonceKeys;
 use crate::stats::{Counter, Counters};
+use crate::ticket::Sealer;
 use crate::time::Millis;
 use crate::timer_wheel::TimerWheel;
 use crate::unproven::ReplyBudget;
@@ -85,6 +88,8 @@ pub struct TurnConfig {
     /// Whether to serve clients that know RFC 5766 only: channel numbers up to 0x7FFF, and permissions that last as long as
     /// channels because some refresh them late.
     pub serves_rfc5766: bool,
+    /// Whether clients may keep their allocations when their addresses change (RFC 8016).
+    pub mobility: bool,
     /// What one allocation may relay, both directions together.
     pub limits: RelayLimits,
     /// Bytes per second that a source prefix may draw before it has proved its address, packet headers included; 0 is no
@@ -106,6 +111,7 @@ impl Default for TurnConfig {
             permissions_max: 256,
             channels_max: 256,
             serves_rfc5766: false,
+            mobility: true,
             limits: RelayLimits::default(),
             unproven_bytes_per_sec: 1000,
         }
@@ -148,6 +154,9 @@ pub(crate) struct Step<'a> {
     pub counters: &'a mut Counters,
     pub forwarding: &'a mut ForwardingTable,
     pub nonces: &'a mut NonceKeys,
+    pub sealer: &'a Sealer,
+    /// The shard that got what is being served.
+    pub home: u16,
 }
 
 /// An error answer.
@@ -207,6 +216,8 @@ struct Request<'a> {
 
 /// The TURN side of one shard.
 pub(crate) struct TurnService {
+    shard: u16,
+    shard_count: u16,
     config: TurnConfig,
     judge: Judge,
     policy: PeerPolicy,
@@ -263,6 +274,8 @@ impl TurnService {
             .collect();
         rules.relay_ports = Some(config.relay_ports.clone());
         Self {
+            shard: index,
+            shard_count: count,
             judge: Judge::new(std::mem::take(&mut config.credentials)),
             policy: PeerPolicy::new(rules),
             budget: ReplyBudget::new(hasher.clone(), config.unproven_bytes_per_sec),

@@ -41,6 +41,7 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
         allocations_per_user: config.allocations_per_user,
         allocations_per_prefix: config.allocations_per_source,
         serves_rfc5766: config.turn_compat,
+        mobility: config.mobility,
         limits: RelayLimits {
             packets_per_sec: config.allocation_packets_per_sec,
             bytes_per_sec: config.allocation_bytes_per_sec,

@@ -105,6 +105,8 @@ pub struct Config {
     pub deny_peer: Vec<Cidr>,
     /// Whether TURN clients of RFC 5766's time are served in their way.
     pub turn_compat: bool,
+    /// Whether TURN clients keep their allocations when their addresses change.
+    pub mobility: bool,
     /// TURN allocations at one time, over all shards.
     pub allocations_max: u32,
     /// TURN allocations of one user on each shard; 0 is no limit.
@@ -196,6 +198,7 @@ impl Config {
             allow_peer: read.ranges("allow-peer")?,
             deny_peer: read.ranges("deny-peer")?,
             turn_compat: read.truth("turn-compat")?,
+            mobility: read.truth("mobility")?,
             allocations_max: read.number("max-allocations", 1..=1 << 20)?,
             allocations_per_user: read.number("allocations-per-user", 0..=1 << 20)?,
             allocations_per_source: read.number("allocations-per-source", 0..=1 << 20)?,

@@ -158,6 +158,12 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Whether TURN clients of RFC 5766's time are served: channels above 0x4FFF, late permission refreshes",
     )
     .preset("false"),
+    OptionSpec::new(
+        "mobility",
+        "BOOL",
+        "Whether TURN clients keep their allocations when their addresses change (RFC 8016)",
+    )
+    .preset("true"),
     OptionSpec::new("max-allocations", "N", "TURN allocations at one time, over all shards")
         .preset("16384"),
     OptionSpec::new(
