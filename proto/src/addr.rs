@@ -48,6 +48,15 @@ impl Addr {
         Self { ip: self.ip, port }
     }
 
+    /// Whether it is this host itself: 127.0.0.0/8 or `::1`.
+    #[must_use]
+    pub fn is_loopback(self) -> bool {
+        match self.ip.split_last_chunk::<4>() {
+            Some((_, [127, ..])) if self.is_ipv4() => true,
+            _ => u128::from_be_bytes(self.ip) == 1,
+        }
+    }
+
     /// Whether this is an IPv4 address.
     #[must_use]
     pub fn is_ipv4(self) -> bool {
@@ -160,6 +169,28 @@ mod tests {
         assert_eq!(Addr::new(plain), Addr::new(mapped));
         assert!(Addr::new(mapped).is_ipv4());
         assert_eq!(Addr::new(mapped).to_socket_addr(), plain);
+    }
+
+    #[test]
+    fn loopback_is_what_the_standard_library_says() {
+        let hosts = [
+            "127.0.0.1",
+            "127.255.255.255",
+            "126.0.0.1",
+            "128.0.0.1",
+            "::1",
+        ];
+        for host in hosts
+            .iter()
+            .chain(&["::", "::2", "::7f00:1", "1::1", "2001:db8::7f00:1"])
+        {
+            let ip: IpAddr = host.parse().unwrap();
+            assert_eq!(
+                Addr::from_ip_port(ip, 9).is_loopback(),
+                ip.is_loopback(),
+                "{host}"
+            );
+        }
     }
 
     #[test]

@@ -176,6 +176,10 @@ enum Source {
     Member(u32),
     /// A TURN client, by its allocation.
     Client(u32),
+    /// Where a TURN client moved to and has not sent from yet, by its allocation (RFC 8016).
+    Moved(u32),
+    /// A TURN client whose allocation another shard has.
+    Guest(u16),
 }
 
 /// How large a forwarding table may become.
@@ -206,6 +210,10 @@ pub struct ForwardingTable {
     /// The allocation of each relay socket, by the socket's index after the listeners.
     by_socket: Vec<Option<u32>>,
     capacity: ForwardingCapacity,
+    /// Entries for clients whose allocations other shards have.
+    guests: usize,
+    /// Allocations whose clients sent data from where they moved to.
+    arrivals: Vec<u32>,
     /// The transaction id of the next Data indication.
     indication: u128,
 }
@@ -235,6 +243,8 @@ impl ForwardingTable {
             relays: Vec::new(),
             by_socket: Vec::new(),
             capacity,
+            guests: 0,
+            arrivals: Vec::new(),
             indication: u128::from(seeds[0] ^ seeds[3]) << 64 | u128::from(seeds[1] ^ seeds[2]),
         }
     }
@@ -264,7 +274,7 @@ impl ForwardingTable {
             .iter()
             .filter_map(|(&(socket, source), &kind)| match kind {
                 Source::Member(index) => Some((socket, source, handle(index)?)),
-                Source::Client(_) => None,
+                _ => None,
             })
             .collect()
     }
@@ -274,7 +284,7 @@ impl ForwardingTable {
     pub fn seat_of(&self, socket: SocketIndex, source: ClientAddr) -> Option<SeatHandle> {
         match *self.by_source.get(&(socket, source.0))? {
             Source::Member(index) => self.flows[index as usize].as_ref().map(|flow| flow.handle),
-            Source::Client(_) => None,
+            _ => None,
         }
     }
 
@@ -282,8 +292,8 @@ impl ForwardingTable {
     #[must_use]
     pub fn allocation_of(&self, socket: SocketIndex, source: ClientAddr) -> Option<u32> {
         match *self.by_source.get(&(socket, source.0))? {
-            Source::Client(index) => Some(index),
-            Source::Member(_) => None,
+            Source::Client(index) | Source::Moved(index) => Some(index),
+            Source::Member(_) | Source::Guest(_) => None,
         }
     }
 
@@ -306,6 +316,11 @@ impl ForwardingTable {
         {
             Source::Member(index) => index,
             Source::Client(index) => return self.forward_channel(now, index, message),
+            Source::Moved(index) => {
+                self.note_arrival(index);
+                return self.forward_channel(now, index, message);
+            }
+            Source::Guest(_) => return Err(NotForwarded::NoFlow),
         };
         let flow = self.flows[index as usize]
             .as_mut()
@@ -377,7 +392,7 @@ impl ForwardingTable {
             Some(old) => self.remove_flow(socket, source, old),
             None => {}
         }
-        if self.flow_count >= self.capacity.flows || self.allocation_of(socket, source).is_some() {
+        if self.flow_count >= self.capacity.flows || self.is_turn(socket, source) {
             return Err(NoRoom);
         }
         self.flow_count += 1;

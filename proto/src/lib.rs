@@ -24,4 +24,5 @@ pub mod ticket;
 pub mod time;
 pub mod timer_wheel;
 pub mod turn;
+mod unproven;
 pub mod wire;

@@ -8,6 +8,7 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use self::binding::BindingService;
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{
     Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, Service, SocketIndex,
@@ -24,10 +25,13 @@ use crate::wire::native::{self, BadFields, Fields, SeatHandle, code};
 use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
 use crate::wire::{self, Kind};
 
+mod binding;
 mod credential;
+mod guest;
 mod inspection;
 mod owner;
 
+pub use binding::DiscoveryGroup;
 pub use credential::{RendezvousAccess, time_limited_password};
 pub use inspection::Inspection;
 pub use owner::Placement;
@@ -53,6 +57,8 @@ pub struct ShardConfig {
     pub count: u16,
     /// The role of each listener by its index; the same on every shard. Relay sockets get the indexes behind them.
     pub sockets: Vec<SocketRole>,
+    /// Listeners by which clients discover how their NATs behave, if there are two addresses: at most one group per family.
+    pub discovery: Vec<DiscoveryGroup>,
     /// Limits and times of the lobby.
     pub lobby: LobbyConfig,
     /// Limits and credentials of TURN.
@@ -86,6 +92,8 @@ const SEND_INDICATION: [u8; 2] = [0x00, 0x16];
 /// One shard.
 pub struct Shard {
     index: u16,
+    /// The shard that got what is being served: this one, unless it came by mail.
+    home: u16,
     count: u16,
     sockets: Vec<SocketRole>,
     access: RendezvousAccess,
@@ -94,6 +102,7 @@ pub struct Shard {
     sealer: Sealer,
     placement: Placement,
     forwarding: ForwardingTable,
+    binding: BindingService,
     lobby: Lobby,
     turn: TurnService,
     wheel: TimerWheel<TimerKey>,
@@ -131,6 +140,8 @@ macro_rules! step {
             counters: &mut $shard.counters,
             forwarding: &mut $shard.forwarding,
             nonces: &mut $shard.nonces,
+            sealer: &$shard.sealer,
+            home: $shard.home,
         }
     };
 }
@@ -155,6 +166,12 @@ impl Shard {
         let lobby = Lobby::new(config.lobby, config.index, config.count, seeds());
         // A stream of its own, so that what the lobby draws does not depend on TURN.
         let mut turn_rng = StdRng::from_seed(config.seed.map(|byte| !byte));
+        let binding = BindingService::new(
+            &config.discovery,
+            config.sockets.len(),
+            config.turn.unproven_bytes_per_sec,
+            std::array::from_fn(|_| turn_rng.random()),
+        );
         let turn = TurnService::new(
             config.turn,
             config.index,
@@ -164,6 +181,7 @@ impl Shard {
         );
         Self {
             index: config.index,
+            home: config.index,
             count: config.count,
             sockets: config.sockets,
             access: config.access,
@@ -172,6 +190,7 @@ impl Shard {
             sealer: Sealer::new(config.secret),
             placement: Placement::new(config.placement_seeds, config.count),
             forwarding,
+            binding,
             lobby,
             turn,
             wheel: TimerWheel::new(now),
@@ -218,12 +237,14 @@ impl Shard {
         match (wire::kind(datagram), role) {
             (Kind::ChannelData, SocketRole::Main) => {
                 let forwarded = self.forwarding.forward(now, socket, source, datagram);
-                self.relay(forwarded.map_err(NotForwarded::counter))
+                let forwarded = forwarded.map_err(NotForwarded::counter);
+                self.relay_or_pass_on(forwarded, socket, source, datagram)
             }
             (Kind::Other, SocketRole::Main) if self.turn.serves_rfc5766() => {
                 let table = &mut self.forwarding;
                 let forwarded = table.forward_rfc5766(now, socket, source, datagram);
-                self.relay(forwarded.map_err(NotForwarded::counter))
+                let forwarded = forwarded.map_err(NotForwarded::counter);
+                self.relay_or_pass_on(forwarded, socket, source, datagram)
             }
             (Kind::Stun, SocketRole::Main) if datagram.starts_with(&SEND_INDICATION) => {
                 let forwarded = Message::parse(datagram)
@@ -232,7 +253,7 @@ impl Shard {
                         let table = &mut self.forwarding;
                         self.turn.handle_send(now, table, socket, source, &message)
                     });
-                self.relay(forwarded)
+                self.relay_or_pass_on(forwarded, socket, source, datagram)
             }
             (Kind::Stun, _) => match self.handle_stun(now, socket, source, role, datagram) {
                 Ok(()) => Verdict::Handled,
@@ -262,6 +283,20 @@ impl Shard {
         }
     }
 
+    /// Relays, unless the sender is a TURN client whose allocation another shard has.
+    fn relay_or_pass_on(
+        &mut self,
+        forwarded: Result<Forward, Counter>,
+        socket: SocketIndex,
+        source: ClientAddr,
+        datagram: &[u8],
+    ) -> Verdict {
+        match forwarded {
+            Err(Counter::DropNoFlow) if self.pass_on(socket, source, datagram) => Verdict::Handled,
+            other => self.relay(other),
+        }
+    }
+
     fn handle_stun(
         &mut self,
         now: Millis,
@@ -276,34 +311,25 @@ impl Shard {
         let message = Message::parse(datagram).map_err(|_| Counter::DropParse)?;
         match (message.class(), message.method(), role) {
             (Class::Request, stun::method::BINDING, _) => {
-                self.handle_binding(socket, source, &message);
-                Ok(())
+                let (out, counters) = (&mut self.outbox, &mut self.counters);
+                self.binding
+                    .handle(now, out, counters, socket, source, &message)
             }
             (Class::Request, method, SocketRole::Main) if native::method::is_native(method) => {
                 self.handle_native(now, socket, source, &message)
             }
-            (Class::Request, method, SocketRole::Main) if stun::method::is_turn(method) => self
-                .turn
-                .handle_request(step!(self, now), socket, source, &message),
+            (Class::Request, method, SocketRole::Main) if stun::method::is_turn(method) => {
+                if self.pass_on(socket, source, datagram) {
+                    return Ok(());
+                }
+                self.turn
+                    .handle_request(step!(self, now), socket, source, &message)
+            }
             (Class::Success, native::method::EVENT, SocketRole::Main) => {
                 self.handle_acknowledgement(now, socket, source, &message)
             }
             _ => Err(Counter::DropMethod),
         }
-    }
-
-    /// RFC 8489 section 6.3.1.1; a message without the cookie is RFC 3489's and gets MAPPED-ADDRESS (section 11).
-    fn handle_binding(&mut self, socket: SocketIndex, source: ClientAddr, message: &Message<'_>) {
-        self.counters.count(Counter::Bindings);
-        let start = self.outbox.bytes.len();
-        let mut writer = MessageWriter::answer(&mut self.outbox.bytes, message, Class::Success);
-        if message.has_magic_cookie() {
-            writer.xor_addr(stun::attr::XOR_MAPPED_ADDRESS, source.0);
-        } else {
-            writer.plain_addr(stun::attr::MAPPED_ADDRESS, source.0);
-        }
-        writer.finish();
-        self.outbox.transmit(socket, source.0, start);
     }
 
     /// A native request: nothing happens before its source is proved, and then on the shard that owns what it is about.
@@ -331,7 +357,7 @@ impl Shard {
             socket,
             home: self.index,
         };
-        if self.forwarding.allocation_of(socket, source).is_some() {
+        if self.forwarding.is_turn(socket, source) {
             self.answer_error(origin, message, code::MISMATCH);
             return Ok(());
         }
@@ -502,6 +528,12 @@ impl Shard {
                 self.lobby
                     .handle_acknowledgement(turn!(self, now), &message);
             }
+            Mail::FromGuest {
+                socket,
+                source,
+                home,
+                bytes,
+            } => self.handle_guest(now, socket, source, home, &bytes),
             Mail::Door { id, request } => {
                 let answer = self.handle_door(now, *request);
                 self.outbox.door.push((id, answer));
@@ -538,6 +570,9 @@ impl Shard {
             }
         }
         self.fired = fired;
+        while let Some(allocation) = self.forwarding.next_arrival() {
+            self.turn.handle_arrival(step!(self, now), allocation);
+        }
         self.deliver_own_mail(now);
     }
 
@@ -635,8 +670,22 @@ impl Shard {
             } => self
                 .forwarding
                 .remove_flow(socket, ClientAddr(source.addr()), handle),
+            Mail::AddGuest {
+                socket,
+                source,
+                owner,
+            } => self.forwarding.add_guest(socket, source, owner),
+            Mail::GuestLeft { socket, source, id } => self.turn.note_deletion(socket, source, id),
+            Mail::RemoveGuest {
+                socket,
+                source,
+                owner,
+            } => self.forwarding.remove_guest(socket, source, owner),
             Mail::SetRoute { code, seat, route } => self.forwarding.set_route(code, seat, route),
-            Mail::Request { .. } | Mail::Acknowledgement { .. } | Mail::Door { .. } => {
+            Mail::Request { .. }
+            | Mail::Acknowledgement { .. }
+            | Mail::FromGuest { .. }
+            | Mail::Door { .. } => {
                 unreachable!("a shard serves what it owns without mail to itself")
             }
         }

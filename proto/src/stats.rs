@@ -124,6 +124,8 @@ counters! {
     DropMailbox => DROPPED, ["reason" = "mailbox"];
     /// Binding requests answered.
     Bindings => REQUESTS, ["method" = "binding"];
+    /// Binding requests answered with an error.
+    BindingErrors => REQUEST_ERRORS, ["method" = "binding"];
     /// Requests whose source was not proved yet; each was answered with a nonce.
     UnprovenReplies => total("waypost_unproven_replies_total", "Requests whose source was not proved yet; each was answered with a nonce"), [];
     /// Authenticated TURN requests.
@@ -168,6 +170,10 @@ counters! {
     TurnCredentialFailures => AUTH_FAILURES, ["reason" = "turn"];
     /// TURN allocations that expired.
     AllocationsExpired => total("waypost_allocations_expired_total", "TURN allocations that were not refreshed in time"), [];
+    /// TURN allocations whose clients moved to another five-tuple.
+    AllocationsMoved => total("waypost_allocations_moved_total", "TURN allocations whose clients moved to another address (RFC 8016)"), [];
+    /// Datagrams of moved TURN clients that were mailed to the shard of their allocation.
+    GuestPackets => total("waypost_guest_packets_total", "Datagrams of moved TURN clients that were passed to another shard"), [];
     /// Relay sockets that could not be opened.
     RelayOpenFailures => total("waypost_relay_open_failures_total", "Relay ports that could not be opened"), [];
     /// TURN allocations of this shard.

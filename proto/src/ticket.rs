@@ -79,6 +79,12 @@ impl Sealer {
         ])
     }
 
+    /// The MACs of a mobility ticket's body (RFC 8016) under the current and the previous secret.
+    pub(crate) fn mobility_macs(&self, body: &[u8]) -> [Option<[u8; MAC_LEN]>; 2] {
+        [Some(&self.current), self.previous.as_ref()]
+            .map(|secret| Some(secret?.derive(&[b"mobility", body])))
+    }
+
     /// Appends the sealed ticket to `out`.
     pub fn seal(&self, ticket: &Ticket, out: &mut Vec<u8>) {
         let start = out.len();

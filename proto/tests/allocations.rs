@@ -56,6 +56,7 @@ fn shard() -> Shard {
         index: 0,
         count: 1,
         sockets: vec![SocketRole::Main],
+        discovery: Vec::new(),
         lobby: LobbyConfig {
             sessions_max: 16,
             members_max: 64,

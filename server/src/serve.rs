@@ -110,6 +110,7 @@ impl Server {
                     index: u16::try_from(index).expect("at most 128 shards"),
                     count: u16::try_from(config.shard_count).expect("at most 128 shards"),
                     sockets: server.listeners.roles(),
+                    discovery: server.listeners.discovery(config),
                     lobby: lobby_config(config, server.listeners.probe_port()),
                     turn: turn.clone(),
                     access: access_of(config.open_rendezvous, &config.auth_secrets),

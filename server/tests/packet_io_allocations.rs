@@ -156,6 +156,7 @@ fn turn_shard() -> Shard {
         index: 0,
         count: 1,
         sockets: vec![SocketRole::Main],
+        discovery: Vec::new(),
         lobby: LobbyConfig::default(),
         turn,
         access: RendezvousAccess::Open,

@@ -276,6 +276,49 @@ fn many_allocations_come_and_go() {
     }
 }
 
+// RFC 8016: wherever the kernel brings the next address, on the same shard or on another.
+#[test]
+fn an_allocation_follows_its_client_across_shards() {
+    for io in BACKENDS {
+        let server = server(io, "127.0.0.1:0");
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.set_read_timeout(Some(HANG)).unwrap();
+        let peer_addr = Addr::new(peer.local_addr().unwrap());
+        let mut client = Client::new(server.main_addr());
+        let mut bytes = client.request(method::ALLOCATE, &|w| {
+            w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+                .attribute(attr::MOBILITY_TICKET, &[]);
+        });
+        let answer = Message::parse(&bytes).unwrap();
+        let relayed = answer.find_xor_addr(attr::XOR_RELAYED_ADDRESS).unwrap();
+        client.bind(peer_addr);
+        for is_repeating in [false, true].repeat(8) {
+            let ticket = Message::parse(&bytes).unwrap();
+            let ticket = ticket.find(attr::MOBILITY_TICKET).unwrap().to_vec();
+            client = Client::new(server.main_addr());
+            client.is_repeating = is_repeating;
+            bytes = client.request(method::REFRESH, &|w| {
+                w.attribute(attr::MOBILITY_TICKET, &ticket);
+            });
+            let mut buffer = [0; 2048];
+            for data in [&b"by the new address"[..], b"", b"odd"] {
+                client.send_channel(data);
+                let (len, from) = receive_from(&peer, &mut buffer);
+                assert_eq!((&buffer[..len], from), (data, relayed.to_socket_addr()));
+                peer.send_to(data, relayed.to_socket_addr()).unwrap();
+                let bytes = client.receive();
+                assert_eq!(channel_data::parse(&bytes).unwrap().data, data);
+            }
+            client.bind(peer_addr);
+        }
+        client.request(method::REFRESH, &|w| {
+            w.u32(attr::LIFETIME, 0);
+        });
+        client.is_repeating = false;
+        client.allocate(false);
+    }
+}
+
 /// A process that ends with the test.
 struct Ended(Child);
 

@@ -133,6 +133,7 @@ impl World {
                     index,
                     count,
                     sockets: vec![SocketRole::Main, SocketRole::Probe],
+                    discovery: Vec::new(),
                     lobby: LobbyConfig {
                         sessions_max: 64,
                         members_max: 256,

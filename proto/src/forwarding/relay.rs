@@ -86,6 +86,97 @@ impl ForwardingTable {
         debug_assert!(before.is_none(), "a source is one thing only");
     }
 
+    /// Whether TURN serves a source, here or on another shard.
+    pub(crate) fn is_turn(&self, socket: SocketIndex, source: ClientAddr) -> bool {
+        let known = self.by_source.get(&(socket, source.0));
+        matches!(
+            known,
+            Some(Source::Client(_) | Source::Moved(_) | Source::Guest(_))
+        )
+    }
+
+    /// The shard that has the allocation of a source, if it is another.
+    #[inline]
+    pub(crate) fn owner_of_guest(&self, socket: SocketIndex, source: ClientAddr) -> Option<u16> {
+        if self.guests == 0 {
+            return None;
+        }
+        match *self.by_source.get(&(socket, source.0))? {
+            Source::Guest(owner) => Some(owner),
+            _ => None,
+        }
+    }
+
+    /// Notes that the shard `owner` has the allocation of a source, unless it is something else here.
+    pub(crate) fn add_guest(&mut self, socket: SocketIndex, source: ClientAddr, owner: u16) {
+        match self.by_source.get(&(socket, source.0)) {
+            None => self.guests += 1,
+            Some(Source::Guest(_)) => {}
+            Some(_) => return,
+        }
+        self.by_source
+            .insert((socket, source.0), Source::Guest(owner));
+    }
+
+    /// Takes back what [`ForwardingTable::add_guest`] noted, unless another shard has the source by now.
+    pub(crate) fn remove_guest(&mut self, socket: SocketIndex, source: ClientAddr, owner: u16) {
+        if self.owner_of_guest(socket, source) == Some(owner) {
+            self.by_source.remove(&(socket, source.0));
+            self.guests -= 1;
+        }
+    }
+
+    /// Lets a source that is nothing yet send for an allocation, whose client it becomes by that.
+    pub(crate) fn add_moved(&mut self, allocation: u32, socket: SocketIndex, source: ClientAddr) {
+        let before = self
+            .by_source
+            .insert((socket, source.0), Source::Moved(allocation));
+        debug_assert!(before.is_none(), "a source is one thing only");
+    }
+
+    /// Makes where a client moved to its five-tuple: peers' data goes there from now on.
+    pub(crate) fn arrive(&mut self, allocation: u32, socket: SocketIndex, source: ClientAddr) {
+        self.by_source
+            .insert((socket, source.0), Source::Client(allocation));
+        if let Some(relay) = self.relay(allocation) {
+            relay.client = Route {
+                egress: socket,
+                to: source.0,
+            };
+        }
+    }
+
+    /// Makes a TURN client's source nothing again.
+    pub(crate) fn remove_source(&mut self, socket: SocketIndex, source: ClientAddr) {
+        self.by_source.remove(&(socket, source.0));
+    }
+
+    /// Notes that a client sent from where it moved to.
+    #[cold]
+    pub(super) fn note_arrival(&mut self, allocation: u32) {
+        if !self.arrivals.contains(&allocation) {
+            self.arrivals.push(allocation);
+        }
+    }
+
+    /// An allocation whose client has sent from where it moved to.
+    pub(crate) fn next_arrival(&mut self) -> Option<u32> {
+        self.arrivals.pop()
+    }
+
+    /// The allocation of a source that sends data.
+    #[inline]
+    pub(crate) fn sender(&mut self, socket: SocketIndex, source: ClientAddr) -> Option<u32> {
+        match *self.by_source.get(&(socket, source.0))? {
+            Source::Client(index) => Some(index),
+            Source::Moved(index) => {
+                self.note_arrival(index);
+                Some(index)
+            }
+            Source::Member(_) | Source::Guest(_) => None,
+        }
+    }
+
     /// Closes the relay socket of one family.
     pub(crate) fn remove_family(&mut self, allocation: u32, family: usize) {
         if let Some(relay) = self.relay(allocation)
@@ -95,14 +186,8 @@ impl ForwardingTable {
         }
     }
 
-    /// Takes everything of an allocation away.
-    pub(crate) fn remove_relay(
-        &mut self,
-        allocation: u32,
-        socket: SocketIndex,
-        source: ClientAddr,
-    ) {
-        self.by_source.remove(&(socket, source.0));
+    /// Takes away everything of an allocation but its sources.
+    pub(crate) fn remove_relay(&mut self, allocation: u32) {
         let relay = self.relays.get_mut(allocation as usize);
         let Some(relay) = relay.and_then(Option::take) else {
             return;
@@ -151,9 +236,7 @@ impl ForwardingTable {
         datagram: &[u8],
     ) -> Result<Forward, NotForwarded> {
         let message = channel_data::parse_rfc5766(datagram).ok_or(NotForwarded::Malformed)?;
-        let allocation = self
-            .allocation_of(socket, source)
-            .ok_or(NotForwarded::NoFlow)?;
+        let allocation = self.sender(socket, source).ok_or(NotForwarded::NoFlow)?;
         self.forward_channel(now, allocation, message)
     }
 

@@ -27,7 +27,7 @@ use self::attempts::FailureBuckets;
 pub use self::inspection::SeatView;
 pub(crate) use self::listing::ListCursor;
 use self::session::{Member, Session, Slab};
-use crate::addr::{Addr, ProvenAddr};
+use crate::addr::{Addr, ClientAddr, ProvenAddr};
 use crate::forwarding::{RelayLimits, Route, SocketIndex};
 use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
@@ -36,7 +36,7 @@ use crate::timer_wheel::TimerWheel;
 use crate::turn::RelayCommand;
 use crate::wire::join_code::JoinCode;
 use crate::wire::native::{Fields, SeatHandle, attr, code, method};
-use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
+use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter, TransactionId};
 
 /// What members are told and held to.
 #[derive(Clone, Debug)]
@@ -152,6 +152,45 @@ pub enum Mail {
         /// The source.
         source: ProvenAddr,
     },
+    /// What came from a TURN client that moved, or wants to, for the shard of its allocation. May be dropped, like any
+    /// datagram.
+    FromGuest {
+        /// The socket it arrived on.
+        socket: SocketIndex,
+        /// Its source.
+        source: ClientAddr,
+        /// The shard that got it.
+        home: u16,
+        /// The datagram.
+        bytes: Box<[u8]>,
+    },
+    /// Send the shard `owner` everything that comes from this TURN client.
+    AddGuest {
+        /// The socket it sends to.
+        socket: SocketIndex,
+        /// The source.
+        source: ClientAddr,
+        /// The shard of its allocation.
+        owner: u16,
+    },
+    /// A TURN client ended its allocation by this request, whose repetition will not come here any more.
+    GuestLeft {
+        /// The socket it arrived on.
+        socket: SocketIndex,
+        /// Its source.
+        source: ClientAddr,
+        /// Its transaction.
+        id: TransactionId,
+    },
+    /// Take back [`Mail::AddGuest`].
+    RemoveGuest {
+        /// The socket it sends to.
+        socket: SocketIndex,
+        /// The source.
+        source: ClientAddr,
+        /// The shard that asked for it.
+        owner: u16,
+    },
     /// A request of the control thread.
     Door {
         /// Tells its answer.
@@ -165,7 +204,10 @@ impl Mail {
     /// Whether the sender copes with the loss of this message.
     #[must_use]
     pub const fn may_be_dropped(&self) -> bool {
-        matches!(self, Self::Request { .. } | Self::Acknowledgement { .. })
+        matches!(
+            self,
+            Self::Request { .. } | Self::Acknowledgement { .. } | Self::FromGuest { .. }
+        )
     }
 }
 

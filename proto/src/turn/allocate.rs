@@ -8,7 +8,7 @@ use super::{
     Outcome, Reject, RelayCommand, RelayIp, RelayRefusal, Reply, Request, Step, TurnService,
     granted_lifetime, lifetime, requested_family,
 };
-use crate::addr::{Addr, ClientAddr};
+use crate::addr::Addr;
 use crate::forwarding::SocketIndex;
 use crate::lobby::TimerKey;
 use crate::stats::Counter;
@@ -145,6 +145,7 @@ impl TurnService {
             return Err(Reject(437));
         }
         let wish = Wish::read(request.message)?;
+        let mobility = self.wished_mobility(step, request)?;
         let has_address = |family: &Family| self.addresses[family.place()].is_some();
         if !wish.families.iter().flatten().any(has_address) {
             return Err(Reject(440));
@@ -182,6 +183,7 @@ impl TurnService {
             relayed: [None; 2],
             failed: [None; 2],
             reserved: None,
+            mobility,
             opening: Some(Box::new(Waiting {
                 sockets: 0,
                 is_pair: wish.parity == Parity::EvenPair,
@@ -413,13 +415,17 @@ impl TurnService {
             let ip = self.addresses[family.place()].as_ref()?.ip.external;
             Some(Addr::from_ip_port(ip, port))
         });
-        let allocation = &*allocation;
+        let ticket = self.ticket(step, index);
+        let allocation = &*self.allocations.get(index).expect("it has been opened");
         reply.success(step, |writer| {
             for addr in relayed.into_iter().flatten() {
                 writer.xor_addr(attr::XOR_RELAYED_ADDRESS, addr);
             }
             writer.u32(attr::LIFETIME, allocation.granted_secs);
             writer.xor_addr(attr::XOR_MAPPED_ADDRESS, reply.to);
+            if let Some(ticket) = &ticket {
+                writer.attribute(attr::MOBILITY_TICKET, ticket);
+            }
             if let Some(reserved) = allocation.reserved {
                 writer.attribute(attr::RESERVATION_TOKEN, &reserved.token);
             }
@@ -487,9 +493,8 @@ impl TurnService {
         let Some(allocation) = self.allocations.remove(index) else {
             return;
         };
-        let ClientAddr(client) = allocation.client;
-        step.forwarding
-            .remove_relay(index, allocation.socket, ClientAddr(client));
+        step.forwarding.remove_relay(index);
+        self.forget_places(step, &allocation);
         for family in Family::ALL {
             if let Some(relayed) = allocation.relayed[family.place()] {
                 self.close(step, family, relayed.socket, relayed.port);

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use ahash::RandomState;
 
 use super::Reply;
+use super::mobility::Mobility;
 use crate::addr::{Addr, ClientAddr, SourcePrefix};
 use crate::forwarding::SocketIndex;
 use crate::time::Millis;
@@ -91,6 +92,8 @@ pub(super) struct Allocation {
     pub failed: [Option<u16>; 2],
     /// The token that was told.
     pub reserved: Option<Reserved>,
+    /// What lets its client move, if that was asked for.
+    pub mobility: Option<Box<Mobility>>,
     /// Relay sockets that are still being opened, and the answer that waits for them.
     pub opening: Option<Box<Waiting>>,
 }

@@ -22,6 +22,16 @@ pub const MAGIC_COOKIE: u32 = 0x2112_a442;
 pub mod attr {
     /// MAPPED-ADDRESS, RFC 8489 section 14.1.
     pub const MAPPED_ADDRESS: u16 = 0x0001;
+    /// CHANGE-REQUEST, RFC 5780 section 7.2.
+    pub const CHANGE_REQUEST: u16 = 0x0003;
+    /// PADDING, RFC 5780 section 7.6.
+    pub const PADDING: u16 = 0x0026;
+    /// RESPONSE-PORT, RFC 5780 section 7.5.
+    pub const RESPONSE_PORT: u16 = 0x0027;
+    /// RESPONSE-ORIGIN, RFC 5780 section 7.3.
+    pub const RESPONSE_ORIGIN: u16 = 0x802b;
+    /// OTHER-ADDRESS, RFC 5780 section 7.4.
+    pub const OTHER_ADDRESS: u16 = 0x802c;
     /// USERNAME, RFC 8489 section 14.3.
     pub const USERNAME: u16 = 0x0006;
     /// MESSAGE-INTEGRITY (HMAC-SHA1), RFC 8489 section 14.5.
@@ -66,6 +76,8 @@ pub mod attr {
     pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
     /// XOR-MAPPED-ADDRESS, RFC 8489 section 14.2.
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+    /// MOBILITY-TICKET, RFC 8016 section 3.4.
+    pub const MOBILITY_TICKET: u16 = 0x8030;
     /// FINGERPRINT, RFC 8489 section 14.7.
     pub const FINGERPRINT: u16 = 0x8028;
 }

@@ -94,6 +94,7 @@ impl World {
                 index,
                 count: setup.shards,
                 sockets: vec![SocketRole::Main, SocketRole::Probe],
+                discovery: Vec::new(),
                 lobby: setup.lobby.clone(),
                 turn: TurnConfig::default(),
                 access: setup.access.clone(),

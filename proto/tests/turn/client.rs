@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::forwarding::SocketIndex;
-use waypost_proto::lobby::LobbyConfig;
+use waypost_proto::lobby::{LobbyConfig, Mail};
 use waypost_proto::nonce::ServerSecret;
 use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, SocketRole, Verdict};
 use waypost_proto::stats::Counter;
@@ -69,6 +69,8 @@ pub struct Server {
     pub in_use: Vec<u16>,
     /// Whether the host has no room for sockets.
     pub exhausted: bool,
+    /// Mail for other shards.
+    pub mail: Vec<(u16, Mail)>,
     /// What was sent: from which socket, to whom.
     pub sent: Vec<(SocketIndex, Addr, Vec<u8>)>,
 }
@@ -79,11 +81,17 @@ impl Server {
     }
 
     pub fn with(turn: TurnConfig) -> Self {
+        Self::shard_of(turn, 0, 1)
+    }
+
+    /// One shard of several.
+    pub fn shard_of(turn: TurnConfig, index: u16, count: u16) -> Self {
         let now = Millis(1000);
         let config = ShardConfig {
-            index: 0,
-            count: 1,
+            index,
+            count,
             sockets: vec![SocketRole::Main, SocketRole::Probe],
+            discovery: Vec::new(),
             lobby: LobbyConfig {
                 sessions_max: 16,
                 members_max: 16,
@@ -95,7 +103,7 @@ impl Server {
             wall: WallClock {
                 unix_ms_at_zero: EPOCH_SECS * 1000,
             },
-            seed: [3; 32],
+            seed: [3 + index as u8; 32],
             placement_seeds: [1, 2],
         };
         Self {
@@ -104,6 +112,7 @@ impl Server {
             open: BTreeMap::new(),
             in_use: Vec::new(),
             exhausted: false,
+            mail: Vec::new(),
             sent: Vec::new(),
         }
     }
@@ -140,6 +149,7 @@ impl Server {
             let bytes = outbox.bytes[transmit.start..transmit.end].to_vec();
             self.sent.push((transmit.socket, transmit.to, bytes));
         }
+        self.mail.append(&mut outbox.mail);
         outbox.clear();
         let inspection = self.shard.inspect();
         assert_eq!(inspection.relay_sockets, self.open.len());

@@ -6,5 +6,6 @@ mod authentication;
 mod bad_input;
 mod client;
 mod lifetimes;
+mod mobility;
 mod peers;
 mod relaying;

@@ -7,8 +7,11 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use waypost_proto::shard::SocketRole;
+use waypost_proto::addr::Addr;
+use waypost_proto::forwarding::SocketIndex;
+use waypost_proto::shard::{DiscoveryGroup, SocketRole};
 
+use super::relay::external_ip;
 use crate::control::config::{Config, ConfigError};
 use crate::packet_io::{UdpOptions, bind_udp};
 
@@ -31,12 +34,24 @@ impl Listeners {
         let mut main_hosts = Vec::new();
         for &listen in &config.listen {
             let mut port = listen.port();
-            for host in expand(listen.ip()) {
+            let alternate = config.alternate_ip.iter();
+            let is_pair = alternate.clone().any(|ip| ip.is_ipv4() == listen.is_ipv4());
+            for host in expand(listen.ip(), is_pair) {
                 let bound = bind_group(SocketAddr::new(host, port), &mut shards)
                     .map_err(|(at, error)| ConfigError::bind("UDP", at, "--listen", &error))?;
                 port = bound.port();
                 main_hosts.push(host);
                 sockets.push((SocketRole::Main, bound));
+            }
+        }
+        for (primary, alternate) in pairs(config, &sockets) {
+            let second = SocketAddr::new(alternate, primary.port());
+            if !sockets.iter().any(|&(_, at)| at == second) {
+                let bound = bind_group(second, &mut shards).map_err(|(at, error)| {
+                    ConfigError::bind("UDP", at, "--alternate-ip", &error)
+                })?;
+                main_hosts.push(alternate);
+                sockets.push((SocketRole::Probe, bound));
             }
         }
         let mut probe_port = config.probe_port;
@@ -57,6 +72,29 @@ impl Listeners {
 
     pub fn roles(&self) -> Vec<SocketRole> {
         self.sockets.iter().map(|&(role, _)| role).collect()
+    }
+
+    /// The listeners by which clients discover how their NATs behave.
+    pub fn discovery(&self, config: &Config) -> Vec<DiscoveryGroup> {
+        let group = |(primary, alternate): (SocketAddr, IpAddr)| {
+            let ports = [primary.port(), self.probe_port];
+            let hosts = [primary.ip(), alternate];
+            let place = |at: usize| SocketAddr::new(hosts[at >> 1], ports[at & 1]);
+            let socket = |at: usize| {
+                let mut bound = self.sockets.iter();
+                let index = bound.position(|(_, addr)| *addr == place(at))?;
+                u16::try_from(index).ok().map(SocketIndex)
+            };
+            Some(DiscoveryGroup {
+                sockets: [socket(0)?, socket(1)?, socket(2)?, socket(3)?],
+                addrs: std::array::from_fn(|at| {
+                    let place = place(at);
+                    Addr::from_ip_port(external_ip(config, place.ip()), place.port())
+                }),
+            })
+        };
+        let pairs = pairs(config, &self.sockets).into_iter();
+        pairs.filter_map(group).collect()
     }
 
     pub const fn probe_port(&self) -> u16 {
@@ -86,6 +124,20 @@ impl Listeners {
             })
             .collect()
     }
+}
+
+/// Each alternate address with the main address that it is second to: one as near to this host as itself, if there is one.
+fn pairs(config: &Config, sockets: &[(SocketRole, SocketAddr)]) -> Vec<(SocketAddr, IpAddr)> {
+    let pair = |&alternate: &IpAddr| {
+        let main =
+            |(role, at): &(SocketRole, SocketAddr)| (*role == SocketRole::Main).then_some(*at);
+        let primaries = sockets.iter().filter_map(main).filter(|at| {
+            at.is_ipv4() == alternate.is_ipv4() && at.ip() != alternate && !at.ip().is_unspecified()
+        });
+        let primary = primaries.min_by_key(|at| at.ip().is_loopback() != alternate.is_loopback());
+        primary.map(|primary| (primary, alternate))
+    };
+    config.alternate_ip.iter().filter_map(pair).collect()
 }
 
 /// The hosts that need a probe socket: each once, and none that a wildcard among them covers.
@@ -137,8 +189,8 @@ fn bind_group(
     Ok(bound)
 }
 
-/// The addresses to bind for one that was asked for.
-fn expand(listen: IpAddr) -> Vec<IpAddr> {
+/// The addresses to bind for one that was asked for. Whoever needs to know them all has a wildcard resolved in any case.
+fn expand(listen: IpAddr, needs_all: bool) -> Vec<IpAddr> {
     if !listen.is_unspecified() {
         return vec![listen];
     }
@@ -151,7 +203,11 @@ fn expand(listen: IpAddr) -> Vec<IpAddr> {
     hosts.sort_unstable();
     hosts.dedup();
     let routable = hosts.iter().filter(|ip| !ip.is_loopback()).count();
-    if routable <= 1 { vec![listen] } else { hosts }
+    if hosts.is_empty() || (routable <= 1 && !needs_all) {
+        vec![listen]
+    } else {
+        hosts
+    }
 }
 
 /// Link-local addresses need a scope to be bound and lead to no player.

@@ -41,6 +41,7 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
         allocations_per_user: config.allocations_per_user,
         allocations_per_prefix: config.allocations_per_source,
         serves_rfc5766: config.turn_compat,
+        mobility: config.mobility,
         limits: RelayLimits {
             packets_per_sec: config.allocation_packets_per_sec,
             bytes_per_sec: config.allocation_bytes_per_sec,
@@ -74,19 +75,21 @@ fn relay_ips(config: &Config, host_ips: &[IpAddr]) -> Vec<RelayIp> {
             }
         }
     }
-    let external = |local: IpAddr| {
-        let pairs = config.external_ip.iter();
-        let of_family = pairs.filter(|pair| pair.external.is_ipv4() == local.is_ipv4());
-        let exact = of_family.clone().find(|pair| pair.local == Some(local));
-        exact
-            .or_else(|| of_family.clone().find(|pair| pair.local.is_none()))
-            .map_or(local, |pair| pair.external)
-    };
     let told = chosen.into_iter().map(|local| RelayIp {
         local,
-        external: external(local),
+        external: external_ip(config, local),
     });
     told.collect()
+}
+
+/// What clients are told in place of a local address.
+pub(super) fn external_ip(config: &Config, local: IpAddr) -> IpAddr {
+    let pairs = config.external_ip.iter();
+    let of_family = pairs.filter(|pair| pair.external.is_ipv4() == local.is_ipv4());
+    let exact = of_family.clone().find(|pair| pair.local == Some(local));
+    exact
+        .or_else(|| of_family.clone().find(|pair| pair.local.is_none()))
+        .map_or(local, |pair| pair.external)
 }
 
 fn most_public(is_v4: bool, host_ips: &[IpAddr]) -> Option<IpAddr> {

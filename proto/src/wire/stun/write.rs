@@ -1,8 +1,6 @@
 //! Writing STUN messages: into a byte vector that the caller reuses, attribute by attribute. Padding is always zero,
 //! so nothing of an earlier message leaks.
 
-use std::net::IpAddr;
-
 use super::integrity::FINGERPRINT_XOR;
 use super::{Class, HEADER_LEN, Integrity, MAGIC_COOKIE, Message, TransactionId, attr, crc32};
 use crate::addr::Addr;
@@ -229,17 +227,15 @@ fn encode_addr(addr: Addr, mask: [u8; 16]) -> ([u8; 20], usize) {
     let mut value = [0; 20];
     let port = addr.port() ^ u16::from_be_bytes([mask[0], mask[1]]);
     value[2..4].copy_from_slice(&port.to_be_bytes());
-    let len = match addr.ip() {
-        IpAddr::V4(ip) => {
-            value[1] = 1;
-            value[4..8].copy_from_slice(&ip.octets());
-            8
-        }
-        IpAddr::V6(ip) => {
-            value[1] = 2;
-            value[4..20].copy_from_slice(&ip.octets());
-            20
-        }
+    let ip = addr.ip_bytes();
+    let len = if addr.is_ipv4() {
+        value[1] = 1;
+        value[4..8].copy_from_slice(&ip[12..]);
+        8
+    } else {
+        value[1] = 2;
+        value[4..20].copy_from_slice(ip);
+        20
     };
     value[4..len]
         .iter_mut()

@@ -89,6 +89,8 @@ pub struct Config {
     pub external_ip: Vec<ExternalIp>,
     /// Second UDP port on every listen address; 0 takes one from the kernel.
     pub probe_port: u16,
+    /// Second addresses for the discovery of NAT behaviour, at most one per family.
+    pub alternate_ip: Vec<IpAddr>,
     /// Addresses of relayed ports, at most one per family; none: to be found.
     pub relay_ip: Vec<IpAddr>,
     /// Ports of TURN's relayed addresses.
@@ -103,6 +105,8 @@ pub struct Config {
     pub deny_peer: Vec<Cidr>,
     /// Whether TURN clients of RFC 5766's time are served in their way.
     pub turn_compat: bool,
+    /// Whether TURN clients keep their allocations when their addresses change.
+    pub mobility: bool,
     /// TURN allocations at one time, over all shards.
     pub allocations_max: u32,
     /// TURN allocations of one user on each shard; 0 is no limit.
@@ -186,13 +190,15 @@ impl Config {
             listen: read.listen()?,
             external_ip: read.external_ip()?,
             probe_port: read.number("probe-port", 0..=u16::MAX)?,
-            relay_ip: read.relay_ip()?,
+            alternate_ip: read.ip_per_family("alternate-ip")?,
+            relay_ip: read.ip_per_family("relay-ip")?,
             relay_ports: read.relay_ports()?,
             realm: read.realm()?,
             users: read.users()?,
             allow_peer: read.ranges("allow-peer")?,
             deny_peer: read.ranges("deny-peer")?,
             turn_compat: read.truth("turn-compat")?,
+            mobility: read.truth("mobility")?,
             allocations_max: read.number("max-allocations", 1..=1 << 20)?,
             allocations_per_user: read.number("allocations-per-user", 0..=1 << 20)?,
             allocations_per_source: read.number("allocations-per-source", 0..=1 << 20)?,
@@ -265,6 +271,15 @@ impl Config {
                 ),
                 "choose another port for one of them",
             ));
+        }
+        for alternate in &self.alternate_ip {
+            let mut of_family = self.listen.iter().map(SocketAddr::ip);
+            if !of_family.any(|ip| ip.is_ipv4() == alternate.is_ipv4() && ip != *alternate) {
+                return Err(ConfigError::new(
+                    format!("alternate-ip {alternate} is second to no address of --listen"),
+                    "listen on another address of its family too",
+                ));
+            }
         }
         if let Some(address) = self.admin.filter(|at| !at.ip().is_loopback())
             && self.admin_token.is_none()

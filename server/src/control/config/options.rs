@@ -120,6 +120,12 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .preset("3479"),
     OptionSpec::new(
+        "alternate-ip",
+        "IP",
+        "Second address, one per family, by which clients discover how their NATs behave (RFC 5780); repeatable",
+    )
+    .up_to(2),
+    OptionSpec::new(
         "relay-ip",
         "IP",
         "Address of relayed ports, one per family; repeatable [default: the listen address, or found]",
@@ -152,6 +158,12 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Whether TURN clients of RFC 5766's time are served: channels above 0x4FFF, late permission refreshes",
     )
     .preset("false"),
+    OptionSpec::new(
+        "mobility",
+        "BOOL",
+        "Whether TURN clients keep their allocations when their addresses change (RFC 8016)",
+    )
+    .preset("true"),
     OptionSpec::new("max-allocations", "N", "TURN allocations at one time, over all shards")
         .preset("16384"),
     OptionSpec::new(
@@ -181,7 +193,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "unproven-bytes-per-sec",
         "BYTES",
-        "Bytes per second that TURN answers to a source before it has proved its address; 0 is no limit",
+        "Bytes per second that TURN, and again Binding, answers to a source that has not proved its address; 0 is no limit",
     )
     .preset("1000"),
     OptionSpec::new(

@@ -11,12 +11,13 @@ const REALM_CHARS_MAX: usize = 127;
 const NAME_BYTES_MAX: usize = 508;
 
 impl Reader<'_> {
-    pub(super) fn relay_ip(&self) -> Result<Vec<IpAddr>, ConfigError> {
+    /// Addresses of this host that clients are told, one of each family.
+    pub(super) fn ip_per_family(&self, name: &str) -> Result<Vec<IpAddr>, ConfigError> {
         let mut ips: Vec<IpAddr> = Vec::new();
-        for text in &self.0.get("relay-ip").values {
+        for text in &self.0.get(name).values {
             let bad = |reason| {
                 let remedy = "give a local address, at most one of each family";
-                self.bad("relay-ip", text, reason, remedy)
+                self.bad(name, text, reason, remedy)
             };
             let ip: IpAddr = text.parse().map_err(|_| bad("is not an IP address"))?;
             if ip.is_unspecified() || ip.is_multicast() {
