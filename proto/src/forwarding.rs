@@ -19,9 +19,12 @@ use crate::wire::native::SeatHandle;
 use crate::wire::stun::TransactionId;
 
 mod framing;
+pub(crate) mod hairpin;
 pub(crate) mod relay;
 
 pub use framing::{Frame, Framing};
+use hairpin::Hairpins;
+pub use hairpin::across::HalfRoute;
 pub(crate) use relay::Relay;
 
 /// One of a shard's sockets. Listeners come first and have the same number on every shard, so a route names one for all of
@@ -152,6 +155,8 @@ pub enum Service {
     Session,
     /// A TURN client.
     Turn,
+    /// Two TURN clients, by a hairpin.
+    Hairpin,
 }
 
 /// A decision to forward a part of the datagram: it is framed anew and leaves by `route`.
@@ -205,6 +210,7 @@ pub struct ForwardingTable {
     relays: Vec<Option<Box<Relay>>>,
     /// The allocation of each relay socket, by the socket's index after the listeners.
     by_socket: Vec<Option<u32>>,
+    hairpins: Hairpins,
     capacity: ForwardingCapacity,
     /// The transaction id of the next Data indication.
     indication: u128,
@@ -234,6 +240,7 @@ impl ForwardingTable {
             relay_limits,
             relays: Vec::new(),
             by_socket: Vec::new(),
+            hairpins: Hairpins::default(),
             capacity,
             indication: u128::from(seeds[0] ^ seeds[3]) << 64 | u128::from(seeds[1] ^ seeds[2]),
         }

@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::addr::{Addr, ClientAddr};
+use crate::forwarding::hairpin::HairpinPlan;
 use crate::forwarding::{
     Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, Service, SocketIndex,
 };
@@ -78,6 +79,11 @@ pub enum Verdict {
     Handled,
     /// Nothing; the reason was counted.
     Drop(Counter),
+}
+
+/// Whether data of clients of such a socket goes to each other directly. Both ends must be reached by one datagram.
+const fn may_compose(role: SocketRole) -> bool {
+    matches!(role, SocketRole::Main)
 }
 
 /// How a Send indication begins (RFC 8656 section 17).
@@ -150,8 +156,15 @@ impl Shard {
             relays: config.turn.allocations_max,
             listeners: config.sockets.len(),
         };
-        let forwarding =
+        let mut forwarding =
             ForwardingTable::new(capacity, config.lobby.limits, config.turn.limits, seeds());
+        forwarding.plan_hairpins(HairpinPlan {
+            relay_ips: config.turn.relay_ips.clone(),
+            relay_ports: config.turn.relay_ports.clone(),
+            shard: config.index,
+            shards: config.count,
+            composable: config.sockets.iter().copied().map(may_compose).collect(),
+        });
         let lobby = Lobby::new(config.lobby, config.index, config.count, seeds());
         // A stream of its own, so that what the lobby draws does not depend on TURN.
         let mut turn_rng = StdRng::from_seed(config.seed.map(|byte| !byte));
@@ -252,8 +265,11 @@ impl Shard {
             Ok(forward) => {
                 let (packets, bytes) = match forward.service {
                     Service::Session => (Counter::RelayedPackets, Counter::RelayedBytes),
-                    Service::Turn => (Counter::TurnPackets, Counter::TurnBytes),
+                    Service::Turn | Service::Hairpin => (Counter::TurnPackets, Counter::TurnBytes),
                 };
+                if forward.service == Service::Hairpin {
+                    self.counters.count(Counter::HairpinPackets);
+                }
                 self.counters.count(packets);
                 self.counters.add(bytes, forward.payload_len as u64);
                 Verdict::Forward(forward)
@@ -538,6 +554,7 @@ impl Shard {
             }
         }
         self.fired = fired;
+        self.outbox.mail.extend(self.forwarding.hairpin_mail());
         self.deliver_own_mail(now);
     }
 
@@ -636,6 +653,12 @@ impl Shard {
                 .forwarding
                 .remove_flow(socket, ClientAddr(source.addr()), handle),
             Mail::SetRoute { code, seat, route } => self.forwarding.set_route(code, seat, route),
+            Mail::HairpinWanted { asker, from, to } => {
+                self.forwarding.answer_hairpin(now, asker, from, to);
+            }
+            Mail::HairpinRoute { from, to, route } => {
+                self.forwarding.set_half_route(from, to, route);
+            }
             Mail::Request { .. } | Mail::Acknowledgement { .. } | Mail::Door { .. } => {
                 unreachable!("a shard serves what it owns without mail to itself")
             }

@@ -28,7 +28,7 @@ pub use self::inspection::SeatView;
 pub(crate) use self::listing::ListCursor;
 use self::session::{Member, Session, Slab};
 use crate::addr::{Addr, ProvenAddr};
-use crate::forwarding::{RelayLimits, Route, SocketIndex};
+use crate::forwarding::{HalfRoute, RelayLimits, Route, SocketIndex};
 use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
 use crate::time::{Millis, WallClock};
@@ -152,6 +152,25 @@ pub enum Mail {
         /// The source.
         source: ProvenAddr,
     },
+    /// An allocation of shard `asker` with relayed address `from` sends to relayed address `to`: how is the client of that
+    /// reached? May be dropped: it is asked again.
+    HairpinWanted {
+        /// Who asks.
+        asker: u16,
+        /// The relayed address that data come from.
+        from: Addr,
+        /// The relayed address that they go to.
+        to: Addr,
+    },
+    /// How it is reached, or that it is not any more.
+    HairpinRoute {
+        /// The relayed address that data come from.
+        from: Addr,
+        /// The relayed address that they go to.
+        to: Addr,
+        /// The way to the client.
+        route: Option<HalfRoute>,
+    },
     /// A request of the control thread.
     Door {
         /// Tells its answer.
@@ -165,7 +184,10 @@ impl Mail {
     /// Whether the sender copes with the loss of this message.
     #[must_use]
     pub const fn may_be_dropped(&self) -> bool {
-        matches!(self, Self::Request { .. } | Self::Acknowledgement { .. })
+        matches!(
+            self,
+            Self::Request { .. } | Self::Acknowledgement { .. } | Self::HairpinWanted { .. }
+        )
     }
 }
 

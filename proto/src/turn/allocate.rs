@@ -386,9 +386,8 @@ impl TurnService {
             return;
         }
         let (socket, client) = (allocation.socket, allocation.client);
-        let sockets = allocation
-            .relayed
-            .map(|relayed| relayed.map(|relayed| relayed.socket));
+        let opened = allocation.relayed;
+        let opened = opened.map(|one| one.map(|relayed| (relayed.socket, relayed.port)));
         if let Some(reserved) = allocation.reserved {
             self.next_reservation = self.next_reservation.wrapping_add(1);
             let uid = self.next_reservation;
@@ -400,7 +399,7 @@ impl TurnService {
             let at = step.now.plus_secs(RESERVATION_SECS);
             step.wheel.schedule(at, TimerKey::Reservation(uid));
         }
-        step.forwarding.add_relay(index, socket, client, sockets);
+        step.forwarding.add_relay(index, socket, client, opened);
         self.set_timer(step, index);
         self.answer_allocate(step, index, &reply);
     }

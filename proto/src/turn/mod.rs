@@ -32,6 +32,7 @@ pub use self::credential::TurnCredentials;
 use self::credential::{Judge, PASSWORD_ALGORITHMS, Refused};
 use self::peer_policy::{PeerPolicy, PeerRules};
 use self::permission::PERMISSION_SECS;
+pub(crate) use self::port_pool::port_owner;
 use self::unproven::ReplyBudget;
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{Forward, ForwardingTable, NotForwarded, RelayLimits, SocketIndex};
@@ -580,6 +581,7 @@ impl TurnService {
         relay
             .channels
             .bind(number, peer, step.now.plus_secs(CHANNEL_SECS));
+        step.forwarding.tell_of_channel(step.now, index, peer);
         request.reply.success(step, |_| {});
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::forwarding::SocketIndex;
-use waypost_proto::lobby::LobbyConfig;
+use waypost_proto::lobby::{LobbyConfig, Mail};
 use waypost_proto::nonce::ServerSecret;
 use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, SocketRole, Verdict};
 use waypost_proto::stats::Counter;
@@ -59,7 +59,7 @@ pub fn config() -> TurnConfig {
     }
 }
 
-/// A server of one shard.
+/// A server of one shard, or one of several.
 pub struct Server {
     pub shard: Shard,
     pub now: Millis,
@@ -69,6 +69,8 @@ pub struct Server {
     pub in_use: Vec<u16>,
     /// Whether the host has no room for sockets.
     pub exhausted: bool,
+    /// Mail for other shards.
+    pub mail: Vec<(u16, Mail)>,
     /// What was sent: from which socket, to whom.
     pub sent: Vec<(SocketIndex, Addr, Vec<u8>)>,
 }
@@ -79,10 +81,14 @@ impl Server {
     }
 
     pub fn with(turn: TurnConfig) -> Self {
+        Self::of_shard(turn, 0, 1)
+    }
+
+    pub fn of_shard(turn: TurnConfig, index: u16, count: u16) -> Self {
         let now = Millis(1000);
         let config = ShardConfig {
-            index: 0,
-            count: 1,
+            index,
+            count,
             sockets: vec![SocketRole::Main, SocketRole::Probe],
             lobby: LobbyConfig {
                 sessions_max: 16,
@@ -104,6 +110,7 @@ impl Server {
             open: BTreeMap::new(),
             in_use: Vec::new(),
             exhausted: false,
+            mail: Vec::new(),
             sent: Vec::new(),
         }
     }
@@ -136,6 +143,7 @@ impl Server {
             }
         }
         let outbox = self.shard.outbox();
+        self.mail.append(&mut outbox.mail);
         for transmit in &outbox.transmits {
             let bytes = outbox.bytes[transmit.start..transmit.end].to_vec();
             self.sent.push((transmit.socket, transmit.to, bytes));

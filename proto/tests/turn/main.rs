@@ -5,6 +5,7 @@ mod allocating;
 mod authentication;
 mod bad_input;
 mod client;
+mod hairpins;
 mod lifetimes;
 mod peers;
 mod relaying;
