@@ -20,6 +20,7 @@ use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
 use crate::time::{Millis, WallClock};
 use crate::timer_wheel::TimerWheel;
+use crate::turn::reservation::Seal;
 use crate::turn::{RelayRefusal, Step, TurnConfig, TurnService};
 use crate::wire::native::{self, BadFields, Fields, SeatHandle, code};
 use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
@@ -174,6 +175,7 @@ impl Shard {
             config.count,
             config.sockets.len(),
             std::array::from_fn(|_| turn_rng.random()),
+            Seal::new(config.placement_seeds, config.index, config.count),
         );
         Self {
             index: config.index,
@@ -550,6 +552,10 @@ impl Shard {
                     let turn = &mut self.turn;
                     turn.handle_reservation_timer(step!(self, now), uid);
                 }
+                TimerKey::BorrowedPort(allocation) => {
+                    let turn = &mut self.turn;
+                    turn.handle_borrowed_port_timer(step!(self, now), allocation);
+                }
                 key => self.lobby.handle_timer(turn!(self, now), key),
             }
         }
@@ -654,8 +660,27 @@ impl Shard {
                 .remove_flow(socket, ClientAddr(source.addr()), handle),
             Mail::SetRoute { code, seat, route } => self.forwarding.set_route(code, seat, route),
             Mail::HairpinWanted { asker, from, to } => {
-                self.forwarding.answer_hairpin(now, asker, from, to);
+                if !self.forwarding.answer_hairpin(now, asker, from, to)
+                    && let Some(borrower) = self.turn.borrower_of(to)
+                {
+                    let mail = Mail::HairpinWanted { asker, from, to };
+                    self.outbox.mail.push((borrower, mail));
+                }
             }
+            Mail::PortWanted {
+                asker,
+                allocation,
+                token,
+                user,
+            } => {
+                let turn = &mut self.turn;
+                turn.lend_port(step!(self, now), asker, allocation, token, user);
+            }
+            Mail::PortLent { allocation, at } => {
+                let turn = &mut self.turn;
+                turn.handle_port_lent(step!(self, now), allocation, at);
+            }
+            Mail::PortReturned { at } => self.turn.take_port_back(at),
             Mail::HairpinRoute { from, to, route } => {
                 self.forwarding.set_half_route(from, to, route);
             }

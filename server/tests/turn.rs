@@ -366,16 +366,24 @@ impl Drop for Ended {
     }
 }
 
-/// Sends everything back, until the test is over.
+/// Sends everything back, from two ports in a row, until the test is over.
 fn echo_peer() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let at = socket.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 2048];
-        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(&buffer[..len], from);
+    let (at, sockets) = loop {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = socket.local_addr().unwrap();
+        let next = at.port().checked_add(1);
+        if let Some(Ok(next)) = next.map(|port| UdpSocket::bind((at.ip(), port))) {
+            break (at, [socket, next]);
         }
-    });
+    };
+    for socket in sockets {
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&buffer[..len], from);
+            }
+        });
+    }
     at
 }
 
@@ -393,7 +401,16 @@ fn debians_client_passes_without_loss() {
     // waits a lot.
     std::thread::scope(|scope| {
         for io in BACKENDS {
-            for mode in [&[][..], &["-s"], &["-y"], &["-y", "-s"]] {
+            for mode in [
+                &["-c"][..],
+                &["-c", "-s"],
+                &["-c", "-y"],
+                &["-c", "-y", "-s"],
+            ] {
+                scope.spawn(move || debians_client(io, mode));
+            }
+            // Without -c each of its clients reserves a second port and redeems it from another five-tuple: of either shard.
+            for mode in [&[][..], &["-y"]] {
                 scope.spawn(move || debians_client(io, mode));
             }
         }
@@ -406,7 +423,7 @@ fn debians_client(io: &str, mode: &[&str]) {
     let mut command = Command::new("turnutils_uclient");
     command
         .args(mode)
-        .args(["-c", "-m", "4", "-n", "20", "-l", "200", "-e", "127.0.0.1"])
+        .args(["-m", "4", "-n", "20", "-l", "200", "-e", "127.0.0.1"])
         .args(["-u", "ann", "-w", "ann's own password"])
         .args(["-r", &peer_port, "-p", &port, "127.0.0.1"])
         .stdout(Stdio::piped())

@@ -171,6 +171,29 @@ pub enum Mail {
         /// The way to the client.
         route: Option<HalfRoute>,
     },
+    /// Shard `asker` was shown a reservation token of the receiver (RFC 8656 section 7.2).
+    PortWanted {
+        /// Who asks.
+        asker: u16,
+        /// Its allocation that waits for the port.
+        allocation: u32,
+        /// The token.
+        token: [u8; 8],
+        /// The user, as all shards hash it.
+        user: u64,
+    },
+    /// The answer: the port is the asker's until it returns it.
+    PortLent {
+        /// The allocation that waits for it.
+        allocation: u32,
+        /// The local relayed address; none if the token is not valid.
+        at: Option<Addr>,
+    },
+    /// A port that was lent is not used any more.
+    PortReturned {
+        /// The local relayed address.
+        at: Addr,
+    },
     /// A request of the control thread.
     Door {
         /// Tells its answer.
@@ -263,6 +286,8 @@ pub(crate) enum TimerKey {
     Allocation(u32),
     /// Not the lobby's: a reserved relay port.
     Reservation(u32),
+    /// Not the lobby's: an allocation whose relay port is another shard's, and not free yet.
+    BorrowedPort(u32),
 }
 
 /// Between two pulses.
@@ -362,7 +387,7 @@ impl Lobby {
                     self.begin_pulse(turn);
                 }
             }
-            TimerKey::Allocation(..) | TimerKey::Reservation(_) => {
+            TimerKey::Allocation(_) | TimerKey::Reservation(_) | TimerKey::BorrowedPort(_) => {
                 unreachable!("the shard gives the lobby its own timers only")
             }
         }

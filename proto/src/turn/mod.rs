@@ -8,6 +8,7 @@
 //! * `allocation`, `permission`, `channel`: what there is.
 //! * `credential`, `peer_policy`: who may, and whom they may reach.
 //! * `unproven`, `port_pool`: budgets of bytes and ports.
+//! * `reservation`: ports that are redeemed on another shard.
 
 mod allocate;
 mod allocation;
@@ -16,6 +17,7 @@ pub mod credential;
 pub mod peer_policy;
 pub mod permission;
 mod port_pool;
+pub(crate) mod reservation;
 mod unproven;
 
 use std::collections::HashMap;
@@ -33,6 +35,7 @@ use self::credential::{Judge, PASSWORD_ALGORITHMS, Refused};
 use self::peer_policy::{PeerPolicy, PeerRules};
 use self::permission::PERMISSION_SECS;
 pub(crate) use self::port_pool::port_owner;
+use self::reservation::{Loans, Seal};
 use self::unproven::ReplyBudget;
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{Forward, ForwardingTable, NotForwarded, RelayLimits, SocketIndex};
@@ -222,6 +225,8 @@ pub(crate) struct TurnService {
     sockets_max: u16,
     reservations: Vec<Reservation>,
     next_reservation: u32,
+    seal: Seal,
+    loans: Loans,
     /// Requests that deleted an allocation lately, as keyed hashes: their repetitions get the same answer.
     deleted: Box<[u64]>,
     next_deleted: usize,
@@ -240,6 +245,7 @@ impl TurnService {
         count: u16,
         listeners: usize,
         seeds: [u64; 4],
+        seal: Seal,
     ) -> Self {
         let hasher = RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
         let first = u16::try_from(listeners).expect("a server has few listeners");
@@ -274,6 +280,8 @@ impl TurnService {
             sockets_max: u16::MAX - first,
             reservations: Vec::new(),
             next_reservation: 0,
+            seal,
+            loans: Loans::default(),
             deleted: vec![0; DELETED].into_boxed_slice(),
             next_deleted: 0,
             unknown: Vec::new(),
@@ -293,7 +301,10 @@ impl TurnService {
         let never_used = self.unused_sockets.len() + self.free_sockets.len();
         let ports = self.addresses.iter().flatten();
         let taken = ports.map(RelayAddress::taken_count).sum();
-        (usize::from(self.sockets_max) - never_used, taken)
+        (
+            usize::from(self.sockets_max) - never_used,
+            self.loans.ports_here(taken),
+        )
     }
 
     /// Whether clients of RFC 5766's time are served in their way.
@@ -358,7 +369,7 @@ impl TurnService {
         let request = Request {
             message,
             source,
-            user: self.hasher.hash_one(authenticated.username),
+            user: self.seal.user(authenticated.username.as_ref()),
             person: self.hasher.hash_one(authenticated.person),
             reply: Reply {
                 socket,

@@ -67,6 +67,12 @@ impl PortPool {
         self.taken_count
     }
 
+    /// Whether a port is of this slice.
+    pub fn contains(&self, port: u16) -> bool {
+        let offset = port.checked_sub(self.first);
+        offset.is_some_and(|offset| u32::from(offset) < self.count)
+    }
+
     fn is_free(&self, offset: u32) -> bool {
         offset < self.count && self.taken[offset as usize / 64] & 1 << (offset % 64) == 0
     }

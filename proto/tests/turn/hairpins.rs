@@ -12,6 +12,7 @@ use waypost_proto::wire::channel_data;
 use waypost_proto::wire::stun::{Message, attr, method};
 
 use crate::client::{Client, MAIN, Server, config, ip};
+use crate::world::World;
 
 const NO_PERMISSION: Verdict = Verdict::Drop(Counter::DropNoPermission);
 
@@ -237,56 +238,7 @@ fn external_addresses_are_translated() {
     assert_eq!(clients[0].send(&mut server, other, b"x"), denied);
 }
 
-/// Two shards of one server.
-struct World {
-    shards: [Server; 2],
-    /// Questions between shards that get lost.
-    lost: usize,
-}
-
 impl World {
-    fn new() -> Self {
-        Self::with(config())
-    }
-
-    fn with(turn: TurnConfig) -> Self {
-        Self {
-            shards: [0, 1].map(|index| Server::of_shard(turn.clone(), index, 2)),
-            lost: 0,
-        }
-    }
-
-    /// Ends the batch of each shard and carries the mail, until there is none.
-    fn settle(&mut self) {
-        loop {
-            let mut mail = Vec::new();
-            for server in &mut self.shards {
-                server.shard.handle_timeout(server.now);
-                server.settle();
-                mail.append(&mut server.mail);
-            }
-            if mail.is_empty() {
-                return;
-            }
-            for (shard, mail) in mail {
-                if self.lost > 0 && mail.may_be_dropped() {
-                    self.lost -= 1;
-                    continue;
-                }
-                let server = &mut self.shards[usize::from(shard)];
-                server.shard.handle_mail(server.now, mail);
-                server.settle();
-            }
-        }
-    }
-
-    fn advance_secs(&mut self, secs: u64) {
-        for server in &mut self.shards {
-            server.advance_secs(secs);
-        }
-        self.settle();
-    }
-
     fn partners(&self) -> [usize; 2] {
         [0, 1].map(|i| self.shards[i].shard.inspect().hairpin_partners)
     }

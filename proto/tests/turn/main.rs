@@ -9,3 +9,5 @@ mod hairpins;
 mod lifetimes;
 mod peers;
 mod relaying;
+mod reservations;
+mod world;
