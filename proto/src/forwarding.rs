@@ -170,6 +170,8 @@ pub struct Forward {
     pub payload_len: usize,
     /// What is written around the payload.
     pub framing: Framing,
+    /// Whether to drop it rather than to send it in fragments (DONT-FRAGMENT, RFC 8656 section 14).
+    pub dont_fragment: bool,
     /// For whom.
     pub service: Service,
 }
@@ -329,6 +331,7 @@ impl ForwardingTable {
             strip: channel_data::HEADER_LEN,
             payload_len: message.data.len(),
             framing: Framing::Channel(channel),
+            dont_fragment: false,
             service: Service::Session,
         })
     }

@@ -195,6 +195,7 @@ impl ForwardingTable {
                 strip,
                 payload_len,
                 framing,
+                dont_fragment: false,
                 service: Service::Hairpin,
             });
         }
@@ -205,6 +206,7 @@ impl ForwardingTable {
             strip,
             payload_len,
             framing: Framing::Raw,
+            dont_fragment: false,
             service: Service::Turn,
         })
     }
@@ -248,6 +250,7 @@ impl ForwardingTable {
             strip: 0,
             payload_len,
             framing,
+            dont_fragment: false,
             service: Service::Turn,
         })
     }

@@ -38,7 +38,9 @@ pub(crate) use self::port_pool::port_owner;
 use self::reservation::{Loans, Seal};
 use self::unproven::ReplyBudget;
 use crate::addr::{Addr, ClientAddr};
-use crate::forwarding::{Forward, ForwardingTable, NotForwarded, RelayLimits, SocketIndex};
+use crate::forwarding::{
+    Forward, ForwardingTable, Framing, NotForwarded, RelayLimits, SocketIndex,
+};
 use crate::lobby::{Outbox, TimerKey};
 use crate::nonce::NonceKeys;
 use crate::stats::{Counter, Counters};
@@ -611,6 +613,7 @@ impl TurnService {
             .ok_or(Counter::DropNoFlow)?;
         let mut peer = None;
         let mut data = None;
+        let mut dont_fragment = false;
         for attribute in message.attributes() {
             match attribute.kind {
                 attr::XOR_PEER_ADDRESS if peer.is_none() => {
@@ -619,6 +622,7 @@ impl TurnService {
                     peer = Some(decoded.ok_or(Counter::DropParse)?);
                 }
                 attr::DATA if data.is_none() => data = Some(attribute),
+                attr::DONT_FRAGMENT => dont_fragment = true,
                 kind if kind < 0x8000 && !is_known(kind) => return Err(Counter::DropParse),
                 _ => {}
             }
@@ -630,9 +634,12 @@ impl TurnService {
             return Err(Counter::DropPeerDenied);
         }
         let strip = HEADER_LEN + data.at + 4;
-        forwarding
+        let mut forward = forwarding
             .forward_to_peer(now, allocation, peer, strip, data.value.len())
-            .map_err(NotForwarded::counter)
+            .map_err(NotForwarded::counter)?;
+        // It is about the way to a peer; to a client data may go in fragments.
+        forward.dont_fragment = dont_fragment && forward.framing == Framing::Raw;
+        Ok(forward)
     }
 }
 
@@ -666,8 +673,7 @@ fn answer_lifetime(step: &mut Step<'_>, request: &Request<'_>, secs: u32) {
     });
 }
 
-/// The comprehension-required attributes that this server understands. DONT-FRAGMENT is not among them: whether a datagram
-/// is fragmented is decided per socket here, not per packet.
+/// The comprehension-required attributes that this server understands.
 const fn is_known(kind: u16) -> bool {
     matches!(
         kind,
@@ -691,6 +697,7 @@ const fn is_known(kind: u16) -> bool {
             | attr::USERHASH
             | attr::XOR_MAPPED_ADDRESS
             | attr::RESERVATION_TOKEN
+            | attr::DONT_FRAGMENT
     )
 }
 
