@@ -19,9 +19,12 @@ use crate::wire::native::SeatHandle;
 use crate::wire::stun::TransactionId;
 
 mod framing;
+pub(crate) mod hairpin;
 pub(crate) mod relay;
 
 pub use framing::{Frame, Framing};
+use hairpin::Hairpins;
+pub use hairpin::across::HalfRoute;
 pub(crate) use relay::Relay;
 
 /// One of a shard's sockets. Listeners come first and have the same number on every shard, so a route names one for all of
@@ -152,6 +155,8 @@ pub enum Service {
     Session,
     /// A TURN client.
     Turn,
+    /// Two TURN clients, by a hairpin.
+    Hairpin,
 }
 
 /// A decision to forward a part of the datagram: it is framed anew and leaves by `route`.
@@ -165,6 +170,8 @@ pub struct Forward {
     pub payload_len: usize,
     /// What is written around the payload.
     pub framing: Framing,
+    /// Whether to drop it rather than to send it in fragments (DONT-FRAGMENT, RFC 8656 section 14).
+    pub dont_fragment: bool,
     /// For whom.
     pub service: Service,
 }
@@ -209,6 +216,7 @@ pub struct ForwardingTable {
     relays: Vec<Option<Box<Relay>>>,
     /// The allocation of each relay socket, by the socket's index after the listeners.
     by_socket: Vec<Option<u32>>,
+    hairpins: Hairpins,
     capacity: ForwardingCapacity,
     /// Entries for clients whose allocations other shards have.
     guests: usize,
@@ -242,6 +250,7 @@ impl ForwardingTable {
             relay_limits,
             relays: Vec::new(),
             by_socket: Vec::new(),
+            hairpins: Hairpins::default(),
             capacity,
             guests: 0,
             arrivals: Vec::new(),
@@ -337,6 +346,7 @@ impl ForwardingTable {
             strip: channel_data::HEADER_LEN,
             payload_len: message.data.len(),
             framing: Framing::Channel(channel),
+            dont_fragment: false,
             service: Service::Session,
         })
     }

@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 use self::binding::BindingService;
 use crate::addr::{Addr, ClientAddr};
+use crate::forwarding::hairpin::HairpinPlan;
 use crate::forwarding::{
     Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, Service, SocketIndex,
 };
@@ -20,6 +21,7 @@ use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
 use crate::time::{Millis, WallClock};
 use crate::timer_wheel::TimerWheel;
+use crate::turn::reservation::Seal;
 use crate::turn::{RelayRefusal, Step, TurnConfig, TurnService};
 use crate::wire::native::{self, BadFields, Fields, SeatHandle, code};
 use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
@@ -84,6 +86,11 @@ pub enum Verdict {
     Handled,
     /// Nothing; the reason was counted.
     Drop(Counter),
+}
+
+/// Whether data of clients of such a socket goes to each other directly. Both ends must be reached by one datagram.
+const fn may_compose(role: SocketRole) -> bool {
+    matches!(role, SocketRole::Main)
 }
 
 /// How a Send indication begins (RFC 8656 section 17).
@@ -161,8 +168,15 @@ impl Shard {
             relays: config.turn.allocations_max,
             listeners: config.sockets.len(),
         };
-        let forwarding =
+        let mut forwarding =
             ForwardingTable::new(capacity, config.lobby.limits, config.turn.limits, seeds());
+        forwarding.plan_hairpins(HairpinPlan {
+            relay_ips: config.turn.relay_ips.clone(),
+            relay_ports: config.turn.relay_ports.clone(),
+            shard: config.index,
+            shards: config.count,
+            composable: config.sockets.iter().copied().map(may_compose).collect(),
+        });
         let lobby = Lobby::new(config.lobby, config.index, config.count, seeds());
         // A stream of its own, so that what the lobby draws does not depend on TURN.
         let mut turn_rng = StdRng::from_seed(config.seed.map(|byte| !byte));
@@ -178,6 +192,7 @@ impl Shard {
             config.count,
             config.sockets.len(),
             std::array::from_fn(|_| turn_rng.random()),
+            Seal::new(config.placement_seeds, config.index, config.count),
         );
         Self {
             index: config.index,
@@ -273,8 +288,11 @@ impl Shard {
             Ok(forward) => {
                 let (packets, bytes) = match forward.service {
                     Service::Session => (Counter::RelayedPackets, Counter::RelayedBytes),
-                    Service::Turn => (Counter::TurnPackets, Counter::TurnBytes),
+                    Service::Turn | Service::Hairpin => (Counter::TurnPackets, Counter::TurnBytes),
                 };
+                if forward.service == Service::Hairpin {
+                    self.counters.count(Counter::HairpinPackets);
+                }
                 self.counters.count(packets);
                 self.counters.add(bytes, forward.payload_len as u64);
                 Verdict::Forward(forward)
@@ -566,6 +584,10 @@ impl Shard {
                     let turn = &mut self.turn;
                     turn.handle_reservation_timer(step!(self, now), uid);
                 }
+                TimerKey::BorrowedPort(allocation) => {
+                    let turn = &mut self.turn;
+                    turn.handle_borrowed_port_timer(step!(self, now), allocation);
+                }
                 key => self.lobby.handle_timer(turn!(self, now), key),
             }
         }
@@ -573,6 +595,7 @@ impl Shard {
         while let Some(allocation) = self.forwarding.next_arrival() {
             self.turn.handle_arrival(step!(self, now), allocation);
         }
+        self.outbox.mail.extend(self.forwarding.hairpin_mail());
         self.deliver_own_mail(now);
     }
 
@@ -682,6 +705,31 @@ impl Shard {
                 owner,
             } => self.forwarding.remove_guest(socket, source, owner),
             Mail::SetRoute { code, seat, route } => self.forwarding.set_route(code, seat, route),
+            Mail::HairpinWanted { asker, from, to } => {
+                if !self.forwarding.answer_hairpin(now, asker, from, to)
+                    && let Some(borrower) = self.turn.borrower_of(to)
+                {
+                    let mail = Mail::HairpinWanted { asker, from, to };
+                    self.outbox.mail.push((borrower, mail));
+                }
+            }
+            Mail::PortWanted {
+                asker,
+                allocation,
+                token,
+                user,
+            } => {
+                let turn = &mut self.turn;
+                turn.lend_port(step!(self, now), asker, allocation, token, user);
+            }
+            Mail::PortLent { allocation, at } => {
+                let turn = &mut self.turn;
+                turn.handle_port_lent(step!(self, now), allocation, at);
+            }
+            Mail::PortReturned { at } => self.turn.take_port_back(at),
+            Mail::HairpinRoute { from, to, route } => {
+                self.forwarding.set_half_route(from, to, route);
+            }
             Mail::Request { .. }
             | Mail::Acknowledgement { .. }
             | Mail::FromGuest { .. }

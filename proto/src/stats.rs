@@ -49,6 +49,10 @@ const fn gauge(name: &'static str, help: &'static str) -> Family {
 
 const DROPPED: Family = total("waypost_dropped_total", "Packets dropped, by reason");
 const RELAYED_PACKETS: Family = total("waypost_relayed_packets_total", "Datagrams relayed");
+const HAIRPIN_PACKETS: Family = total(
+    "waypost_hairpin_packets_total",
+    "Datagrams that went from one TURN client to another directly",
+);
 const RELAYED_BYTES: Family = total("waypost_relayed_bytes_total", "Payload bytes relayed");
 const REQUESTS: Family = total("waypost_requests_total", "Requests served, by kind");
 const REQUEST_ERRORS: Family = total(
@@ -94,6 +98,8 @@ counters! {
     TurnPackets => RELAYED_PACKETS, ["proto" = "turn"];
     /// Payload bytes relayed between TURN clients and their peers.
     TurnBytes => RELAYED_BYTES, ["proto" = "turn"];
+    /// Those of them that went from one client to another directly.
+    HairpinPackets => HAIRPIN_PACKETS, [];
     /// Datagrams relayed between members of sessions.
     RelayedPackets => RELAYED_PACKETS, ["proto" = "native"];
     /// Payload bytes relayed between members of sessions.

@@ -8,15 +8,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::agent::{Agent, Config, HostConfig, PathPolicy, Probing, Target};
-use waypost_proto::forwarding::{RelayLimits, SocketIndex};
+use waypost_proto::forwarding::{RelayLimits, Service, SocketIndex};
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::nonce::ServerSecret;
 use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, SocketRole, Verdict};
 use waypost_proto::stats::Counter;
 use waypost_proto::time::{Millis, WallClock};
-use waypost_proto::turn::TurnConfig;
+use waypost_proto::turn::{RelayCommand, RelayIp, TurnConfig, TurnCredentials};
+use waypost_proto::wire::channel_data;
 use waypost_proto::wire::native::method;
-use waypost_proto::wire::stun::{self, Class, Message, MessageWriter, TransactionId};
+use waypost_proto::wire::stun::{
+    self, Class, Integrity, LongTermKey, Message, MessageWriter, TransactionId, attr,
+};
 
 struct Counting;
 
@@ -70,9 +73,93 @@ fn shard() -> Shard {
         },
         seed: [2; 32],
         placement_seeds: [3, 4],
-        turn: TurnConfig::default(),
+        turn: TurnConfig {
+            credentials: TurnCredentials {
+                realm: "r".to_owned(),
+                users: vec![("ann".to_owned(), "pw".to_owned())],
+                secrets: Vec::new(),
+            },
+            relay_ips: vec![RelayIp {
+                local: RELAY.ip(),
+                external: RELAY.ip(),
+            }],
+            unproven_bytes_per_sec: 0,
+            ..TurnConfig::default()
+        },
     };
     Shard::new(config, Millis(0))
+}
+
+const RELAY: std::net::SocketAddr = std::net::SocketAddr::new(
+    std::net::IpAddr::V4(std::net::Ipv4Addr::new(198, 41, 0, 4)),
+    0,
+);
+
+/// Asks as a TURN client; returns the relayed address that the answer tells.
+fn turn_request(
+    shard: &mut Shard,
+    from: u16,
+    request: u16,
+    fill: &dyn Fn(&mut MessageWriter<'_>),
+) -> Option<Addr> {
+    let key = LongTermKey::md5("ann", "r", "pw");
+    let mut nonce = Vec::new();
+    loop {
+        let mut out = Vec::new();
+        let id = TransactionId([from as u8; 12]);
+        let mut writer = MessageWriter::new(&mut out, request, Class::Request, id);
+        fill(&mut writer);
+        if !nonce.is_empty() {
+            writer
+                .attribute(attr::USERNAME, b"ann")
+                .attribute(attr::REALM, b"r")
+                .attribute(attr::NONCE, &nonce)
+                .integrity(Integrity::Sha1, key.as_bytes());
+        }
+        writer.finish();
+        shard.handle_datagram(Millis(0), SOCKET, ClientAddr(addr(from)), &out);
+        for command in std::mem::take(&mut shard.outbox().relay) {
+            if let RelayCommand::Open { socket, .. } = command {
+                shard.handle_relay_opened(Millis(0), socket, Ok(()));
+            }
+        }
+        let outbox = shard.outbox();
+        let answer = &outbox.bytes[outbox.transmits[0].start..outbox.transmits[0].end];
+        let answer = Message::parse(answer).unwrap();
+        let relayed = answer.find_xor_addr(attr::XOR_RELAYED_ADDRESS);
+        let is_done = answer.class() == Class::Success;
+        nonce = answer.find(attr::NONCE).unwrap_or_default().to_vec();
+        outbox.clear();
+        if is_done {
+            return relayed;
+        }
+    }
+}
+
+/// Data from one TURN client to another: on a channel, and in a Send indication.
+fn hairpin_data(shard: &mut Shard) -> [Vec<u8>; 2] {
+    let relayed = [2000, 2001].map(|from| {
+        turn_request(shard, from, stun::method::ALLOCATE, &|w| {
+            w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+        })
+        .unwrap()
+    });
+    for (from, peer) in [(2000, relayed[1]), (2001, relayed[0])] {
+        turn_request(shard, from, stun::method::CHANNEL_BIND, &|w| {
+            w.attribute(attr::CHANNEL_NUMBER, &[0x40, 1, 0, 0])
+                .xor_addr(attr::XOR_PEER_ADDRESS, peer);
+        });
+    }
+    let number = channel_data::ChannelNumber::new(0x4001).unwrap();
+    let mut on_channel = channel_data::header(number, 200).to_vec();
+    on_channel.extend_from_slice(&[7; 200]);
+    let mut indication = Vec::new();
+    let id = TransactionId([1; 12]);
+    MessageWriter::new(&mut indication, stun::method::SEND, Class::Indication, id)
+        .xor_addr(attr::XOR_PEER_ADDRESS, relayed[1])
+        .attribute(attr::DATA, &[7; 200])
+        .finish();
+    [on_channel, indication]
 }
 
 /// Carries datagrams between the shard and its clients until nothing moves; returns the keepalives that went by.
@@ -138,7 +225,15 @@ fn the_packet_path_allocates_nothing() {
     let id = TransactionId([9; 12]);
     MessageWriter::new(&mut binding, stun::method::BINDING, Class::Request, id).finish();
 
+    let hairpins = hairpin_data(&mut shard);
+
     let round = |shard: &mut Shard| {
+        for data in &hairpins {
+            let forwarded = shard.handle_datagram(now, SOCKET, ClientAddr(addr(2000)), data);
+            let is_hairpin =
+                matches!(forwarded, Verdict::Forward(f) if f.service == Service::Hairpin);
+            assert!(is_hairpin);
+        }
         let forwarded = shard.handle_datagram(now, SOCKET, ClientAddr(addr(1000)), &data);
         assert!(matches!(forwarded, Verdict::Forward(_)));
         let stranger = ClientAddr(addr(5000));

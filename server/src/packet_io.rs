@@ -214,6 +214,21 @@ pub trait PacketIo {
         to: SocketAddr,
     );
 
+    /// As [`PacketIo::forward`], but never in fragments: what is too large for the path is dropped and counted in
+    /// [`IoStats::send_errors`].
+    ///
+    /// # Panics
+    ///
+    /// As [`PacketIo::forward`].
+    fn forward_whole(
+        &mut self,
+        buf: RecvBuf,
+        strip: usize,
+        header: &[u8],
+        socket: SocketId,
+        to: SocketAddr,
+    );
+
     /// Stages a datagram of our own; the bytes are copied into a per-turn arena.
     fn send(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]);
 

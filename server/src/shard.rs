@@ -128,8 +128,13 @@ impl<P: PacketIo> EventLoop<P> {
             self.io.resize(&mut buf, len);
         }
         let to = forward.route.to.to_socket_addr();
-        self.io
-            .forward(buf, forward.strip, frame.header(), egress, to);
+        if forward.dont_fragment {
+            self.io
+                .forward_whole(buf, forward.strip, frame.header(), egress, to);
+        } else {
+            self.io
+                .forward(buf, forward.strip, frame.header(), egress, to);
+        }
     }
 
     /// Opens and closes relay sockets until the protocol has no more wishes.

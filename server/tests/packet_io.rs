@@ -520,6 +520,29 @@ fn datagrams_beyond_the_path_arrive(mut io: impl PacketIo) {
         assert_eq!(&buffer[..got], pattern(1000, i));
     }
     assert_eq!((io.stats().gso_trains, io.stats().gso_segments), (1, 5));
+    what_must_stay_whole_does(&mut io);
+}
+
+/// What is forwarded whole arrives if the path has room for it, and else not at all.
+fn what_must_stay_whole_does(io: &mut impl PacketIo) {
+    let (id, at) = add(io, V4);
+    let to = peer(V4);
+    for len in [1252, 1253, 10, 1253, 10] {
+        io.send(id, at, &pattern(len, len));
+    }
+    flush(io);
+    let before = io.stats().clone();
+    take(io, 5, |io, received| {
+        io.forward_whole(received.buf, 0, &[], id, address(&to));
+    });
+    flush(io);
+    let mut buffer = [0; 2000];
+    for len in [1252, 10, 10] {
+        assert_eq!(to.recv(&mut buffer).unwrap(), len);
+    }
+    let stats = io.stats();
+    assert_eq!(stats.send_errors - before.send_errors, 2);
+    assert_eq!(stats.send_emsgsize_retries, before.send_emsgsize_retries);
 }
 
 #[test]

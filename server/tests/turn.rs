@@ -3,10 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use waypost_proto::addr::Addr;
 use waypost_proto::wire::channel_data::{self, ChannelNumber};
@@ -48,6 +49,8 @@ struct Client {
     nonce: Vec<u8>,
     next_id: u8,
     is_repeating: bool,
+    /// The channel that it binds and sends on.
+    channel: u16,
 }
 
 impl Client {
@@ -61,6 +64,7 @@ impl Client {
             nonce: Vec::new(),
             next_id: 0,
             is_repeating: false,
+            channel: 0x400a,
         }
     }
 
@@ -132,8 +136,9 @@ impl Client {
     }
 
     fn bind(&mut self, peer: Addr) {
+        let [high, low] = self.channel.to_be_bytes();
         self.request(method::CHANNEL_BIND, &|w| {
-            w.attribute(attr::CHANNEL_NUMBER, &[0x40, 0x0a, 0, 0])
+            w.attribute(attr::CHANNEL_NUMBER, &[high, low, 0, 0])
                 .xor_addr(attr::XOR_PEER_ADDRESS, peer);
         });
     }
@@ -150,7 +155,7 @@ impl Client {
     }
 
     fn send_channel(&self, data: &[u8]) {
-        let number = ChannelNumber::new(0x400a).unwrap();
+        let number = ChannelNumber::new(self.channel).unwrap();
         let mut out = channel_data::header(number, data.len()).to_vec();
         out.extend_from_slice(data);
         out.resize(out.len().next_multiple_of(4), 0xee);
@@ -257,6 +262,81 @@ fn two_clients_reach_each_other_through_their_relayed_addresses() {
     }
 }
 
+/// The shard of two that gave out a port of the default range.
+fn shard_of(relayed: Addr) -> usize {
+    usize::from(relayed.port() >= 57_344)
+}
+
+// Any pair, on one shard or two, in both modes; and soon none of it takes the way through the kernel.
+#[test]
+fn clients_reach_each_other_directly_in_both_modes() {
+    for io in BACKENDS {
+        let options = ["--io", io, "--user", "ann:ann's own password"];
+        let server = Server::start_with(&[&options[..], &["--shards", "2"]].concat()).unwrap();
+        let mut clients = Vec::new();
+        let mut relayed = Vec::new();
+        let on =
+            |relayed: &[Addr], shard| relayed.iter().filter(|r| shard_of(**r) == shard).count();
+        while on(&relayed, 0) < 2 || on(&relayed, 1) < 2 {
+            let mut client = Client::new(server.main_addr());
+            relayed.push(Addr::new(client.allocate(false)));
+            client.permit(relayed[0]);
+            clients.push(client);
+        }
+        let pairs: Vec<_> = (0..clients.len())
+            .flat_map(|from| (0..clients.len()).map(move |to| (from, to)))
+            .collect();
+        let is_of_one_shard =
+            |&&(a, b): &&(usize, usize)| shard_of(relayed[a]) == shard_of(relayed[b]);
+        let of_one_shard = pairs.iter().filter(is_of_one_shard).count() as u64;
+        let give_up = Instant::now() + HANG;
+        let hairpins = || server.metrics().total("waypost_hairpin_packets_total");
+        let mut rounds = 0;
+        while hairpins() <= rounds * of_one_shard {
+            assert!(
+                Instant::now() < give_up,
+                "{io}: nothing goes directly between shards"
+            );
+            rounds += 1;
+            for &(from, to) in &pairs {
+                let data = [from as u8, to as u8, rounds as u8];
+                clients[from].send_indication(relayed[to], &data);
+                let bytes = clients[to].receive();
+                let message = Message::parse(&bytes).unwrap();
+                let peer = message.find_xor_addr(attr::XOR_PEER_ADDRESS);
+                assert_eq!(peer, Some(relayed[from]));
+                assert_eq!(message.find(attr::DATA), Some(&data[..]));
+            }
+        }
+        let other = relayed
+            .iter()
+            .position(|r| shard_of(*r) != shard_of(relayed[0]))
+            .unwrap();
+        for to in HashSet::from([other, 1]) {
+            let mut bind = |client: usize, peer: usize| {
+                clients[client].channel = 0x4000 + peer as u16;
+                clients[client].bind(relayed[peer]);
+            };
+            bind(0, to);
+            bind(to, 0);
+            for (from, to) in [(0, to), (to, 0), (0, to)] {
+                // The mail about the channel and the datagram may come to the other shard at once.
+                let bytes = loop {
+                    assert!(Instant::now() < give_up, "{io}: the channel is not used");
+                    clients[from].send_channel(b"on a channel");
+                    let bytes = clients[to].receive();
+                    if channel_data::parse(&bytes).is_some() {
+                        break bytes;
+                    }
+                };
+                let message = channel_data::parse(&bytes).unwrap();
+                assert_eq!(message.channel.get(), 0x4000 + from as u16);
+                assert_eq!(message.data, b"on a channel");
+            }
+        }
+    }
+}
+
 #[test]
 fn many_allocations_come_and_go() {
     for io in BACKENDS {
@@ -329,16 +409,24 @@ impl Drop for Ended {
     }
 }
 
-/// Sends everything back, until the test is over.
+/// Sends everything back, from two ports in a row, until the test is over.
 fn echo_peer() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let at = socket.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 2048];
-        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(&buffer[..len], from);
+    let (at, sockets) = loop {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = socket.local_addr().unwrap();
+        let next = at.port().checked_add(1);
+        if let Some(Ok(next)) = next.map(|port| UdpSocket::bind((at.ip(), port))) {
+            break (at, [socket, next]);
         }
-    });
+    };
+    for socket in sockets {
+        std::thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(&buffer[..len], from);
+            }
+        });
+    }
     at
 }
 
@@ -356,7 +444,16 @@ fn debians_client_passes_without_loss() {
     // waits a lot.
     std::thread::scope(|scope| {
         for io in BACKENDS {
-            for mode in [&[][..], &["-s"], &["-y"], &["-y", "-s"]] {
+            for mode in [
+                &["-c"][..],
+                &["-c", "-s"],
+                &["-c", "-y"],
+                &["-c", "-y", "-s"],
+            ] {
+                scope.spawn(move || debians_client(io, mode));
+            }
+            // Without -c each of its clients reserves a second port and redeems it from another five-tuple: of either shard.
+            for mode in [&[][..], &["-y"]] {
                 scope.spawn(move || debians_client(io, mode));
             }
         }
@@ -369,7 +466,7 @@ fn debians_client(io: &str, mode: &[&str]) {
     let mut command = Command::new("turnutils_uclient");
     command
         .args(mode)
-        .args(["-c", "-m", "4", "-n", "20", "-l", "200", "-e", "127.0.0.1"])
+        .args(["-m", "4", "-n", "20", "-l", "200", "-e", "127.0.0.1"])
         .args(["-u", "ann", "-w", "ann's own password"])
         .args(["-r", &peer_port, "-p", &port, "127.0.0.1"])
         .stdout(Stdio::piped())

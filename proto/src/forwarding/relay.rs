@@ -1,6 +1,7 @@
 //! The routes of one TURN allocation, between its client and the peers that it has permissions for. The control side of an
 //! allocation (who, how long) is kept elsewhere.
 
+use super::hairpin::across::{Guest, Watcher};
 use super::{
     Forward, ForwardingTable, Framing, NotForwarded, Rate, Route, Service, SocketIndex, Source,
     TransactionId,
@@ -12,20 +13,26 @@ use crate::turn::permission::PermissionList;
 use crate::wire::channel_data::{self, ChannelData};
 
 /// Longest payload from a peer that fits a datagram to the client with every framing.
-const PAYLOAD_MAX: usize = 65_507 - super::Frame::HEADER_MAX - 3;
+pub(super) const PAYLOAD_MAX: usize = 65_507 - super::Frame::HEADER_MAX - 3;
 
 /// The packet path's view of an allocation.
 #[derive(Debug)]
 pub(crate) struct Relay {
     /// Where the client is reached.
-    client: Route,
+    pub(super) client: Route,
     /// The socket of the relayed transport address of each family: IPv4, IPv6.
     sockets: [Option<SocketIndex>; 2],
+    /// Their ports.
+    pub(super) ports: [u16; 2],
     /// The IP addresses that may send and be sent to.
     pub permissions: PermissionList,
     /// The client's channels.
     pub channels: ChannelList,
-    rate: Rate,
+    pub(super) rate: Rate,
+    /// Peers that are clients of other shards, in order of address.
+    pub(super) guests: Vec<Guest>,
+    /// Clients of other shards that this one is a guest to.
+    pub(super) watchers: Vec<Watcher>,
 }
 
 impl Relay {
@@ -40,23 +47,28 @@ impl Relay {
 }
 
 impl ForwardingTable {
-    /// Lets the TURN client of [`ForwardingTable::reserve_source`] use its relay sockets, one per family.
+    /// Lets the TURN client of [`ForwardingTable::reserve_source`] use its relay sockets, one per family; each with its port.
     pub(crate) fn add_relay(
         &mut self,
         allocation: u32,
         socket: SocketIndex,
         source: ClientAddr,
-        sockets: [Option<SocketIndex>; 2],
+        relayed: [Option<(SocketIndex, u16)>; 2],
     ) {
+        let sockets = relayed.map(|relayed| relayed.map(|(socket, _)| socket));
+        let ports = relayed.map(|relayed| relayed.map_or(0, |(_, port)| port));
         let relay = Box::new(Relay {
             client: Route {
                 egress: socket,
                 to: source.0,
             },
             sockets,
+            ports,
             permissions: PermissionList::default(),
             channels: ChannelList::default(),
             rate: Rate::default(),
+            guests: Vec::new(),
+            watchers: Vec::new(),
         });
         let index = allocation as usize;
         if self.relays.len() <= index {
@@ -69,6 +81,11 @@ impl ForwardingTable {
                 self.by_socket.resize(place + 1, None);
             }
             self.by_socket[place] = Some(allocation);
+        }
+        for (family, relayed) in relayed.into_iter().enumerate() {
+            if let Some((_, port)) = relayed {
+                self.hairpins.set_port(family, port, Some(allocation));
+            }
         }
     }
 
@@ -135,7 +152,13 @@ impl ForwardingTable {
     }
 
     /// Makes where a client moved to its five-tuple: peers' data goes there from now on.
-    pub(crate) fn arrive(&mut self, allocation: u32, socket: SocketIndex, source: ClientAddr) {
+    pub(crate) fn arrive(
+        &mut self,
+        now: Millis,
+        allocation: u32,
+        socket: SocketIndex,
+        source: ClientAddr,
+    ) {
         self.by_source
             .insert((socket, source.0), Source::Client(allocation));
         if let Some(relay) = self.relay(allocation) {
@@ -144,6 +167,7 @@ impl ForwardingTable {
                 to: source.0,
             };
         }
+        self.tell_of_move(now, allocation);
     }
 
     /// Makes a TURN client's source nothing again.
@@ -183,18 +207,17 @@ impl ForwardingTable {
             && let Some(socket) = relay.sockets[family].take()
         {
             self.by_socket[usize::from(socket.0) - self.capacity.listeners] = None;
+            self.end_hairpins(allocation, family);
         }
     }
 
     /// Takes away everything of an allocation but its sources.
     pub(crate) fn remove_relay(&mut self, allocation: u32) {
-        let relay = self.relays.get_mut(allocation as usize);
-        let Some(relay) = relay.and_then(Option::take) else {
-            return;
-        };
-        for socket in relay.sockets.into_iter().flatten() {
-            self.by_socket[usize::from(socket.0) - self.capacity.listeners] = None;
+        for family in 0..2 {
+            self.remove_family(allocation, family);
         }
+        let relay = self.relays.get_mut(allocation as usize);
+        relay.and_then(Option::take);
     }
 
     /// The routes of an allocation whose sockets are open.
@@ -255,12 +278,25 @@ impl ForwardingTable {
             return Err(NotForwarded::NoPermission);
         }
         let egress = relay.egress(peer).ok_or(NotForwarded::NoRoute)?;
+        if let Some(composed) = self.compose(now, allocation, peer, payload_len) {
+            let (route, framing) = composed?;
+            return Ok(Forward {
+                route,
+                strip,
+                payload_len,
+                framing,
+                dont_fragment: false,
+                service: Service::Hairpin,
+            });
+        }
+        let relay = self.relay(allocation).ok_or(NotForwarded::NoRoute)?;
         relay.rate.charge(now, limits, payload_len)?;
         Ok(Forward {
             route: Route { egress, to: peer },
             strip,
             payload_len,
             framing: Framing::Raw,
+            dont_fragment: false,
             service: Service::Turn,
         })
     }
@@ -294,25 +330,27 @@ impl ForwardingTable {
         relay.rate.charge(now, limits, payload_len)?;
         let framing = match relay.channels.number(now, peer) {
             Some(number) => Framing::Channel(number),
-            None => {
-                // A large odd step, so that ids in a row share no bytes and none comes again.
-                self.indication = self
-                    .indication
-                    .wrapping_add(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-                let mut id = [0; 12];
-                id.copy_from_slice(&self.indication.to_be_bytes()[..12]);
-                Framing::DataIndication {
-                    peer,
-                    id: TransactionId(id),
-                }
-            }
+            None => Framing::DataIndication {
+                peer,
+                id: next_indication(&mut self.indication),
+            },
         };
         Ok(Forward {
             route: relay.client,
             strip: 0,
             payload_len,
             framing,
+            dont_fragment: false,
             service: Service::Turn,
         })
     }
+}
+
+/// The transaction id of the next indication.
+#[inline]
+pub(super) const fn next_indication(last: &mut u128) -> TransactionId {
+    // A large odd step, so that ids in a row share no bytes and none comes again.
+    *last = last.wrapping_add(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+    let [a, b, c, d, e, f, g, h, i, j, k, l, ..] = last.to_be_bytes();
+    TransactionId([a, b, c, d, e, f, g, h, i, j, k, l])
 }

@@ -28,7 +28,7 @@ pub use self::inspection::SeatView;
 pub(crate) use self::listing::ListCursor;
 use self::session::{Member, Session, Slab};
 use crate::addr::{Addr, ClientAddr, ProvenAddr};
-use crate::forwarding::{RelayLimits, Route, SocketIndex};
+use crate::forwarding::{HalfRoute, RelayLimits, Route, SocketIndex};
 use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
 use crate::time::{Millis, WallClock};
@@ -191,6 +191,48 @@ pub enum Mail {
         /// The shard that asked for it.
         owner: u16,
     },
+    /// An allocation of shard `asker` with relayed address `from` sends to relayed address `to`: how is the client of that
+    /// reached? May be dropped: it is asked again.
+    HairpinWanted {
+        /// Who asks.
+        asker: u16,
+        /// The relayed address that data come from.
+        from: Addr,
+        /// The relayed address that they go to.
+        to: Addr,
+    },
+    /// How it is reached, or that it is not any more.
+    HairpinRoute {
+        /// The relayed address that data come from.
+        from: Addr,
+        /// The relayed address that they go to.
+        to: Addr,
+        /// The way to the client.
+        route: Option<HalfRoute>,
+    },
+    /// Shard `asker` was shown a reservation token of the receiver (RFC 8656 section 7.2).
+    PortWanted {
+        /// Who asks.
+        asker: u16,
+        /// Its allocation that waits for the port.
+        allocation: u32,
+        /// The token.
+        token: [u8; 8],
+        /// The user, as all shards hash it.
+        user: u64,
+    },
+    /// The answer: the port is the asker's until it returns it.
+    PortLent {
+        /// The allocation that waits for it.
+        allocation: u32,
+        /// The local relayed address; none if the token is not valid.
+        at: Option<Addr>,
+    },
+    /// A port that was lent is not used any more.
+    PortReturned {
+        /// The local relayed address.
+        at: Addr,
+    },
     /// A request of the control thread.
     Door {
         /// Tells its answer.
@@ -206,7 +248,10 @@ impl Mail {
     pub const fn may_be_dropped(&self) -> bool {
         matches!(
             self,
-            Self::Request { .. } | Self::Acknowledgement { .. } | Self::FromGuest { .. }
+            Self::Request { .. }
+                | Self::Acknowledgement { .. }
+                | Self::FromGuest { .. }
+                | Self::HairpinWanted { .. }
         )
     }
 }
@@ -283,6 +328,8 @@ pub(crate) enum TimerKey {
     Allocation(u32),
     /// Not the lobby's: a reserved relay port.
     Reservation(u32),
+    /// Not the lobby's: an allocation whose relay port is another shard's, and not free yet.
+    BorrowedPort(u32),
 }
 
 /// Between two pulses.
@@ -382,7 +429,7 @@ impl Lobby {
                     self.begin_pulse(turn);
                 }
             }
-            TimerKey::Allocation(..) | TimerKey::Reservation(_) => {
+            TimerKey::Allocation(_) | TimerKey::Reservation(_) | TimerKey::BorrowedPort(_) => {
                 unreachable!("the shard gives the lobby its own timers only")
             }
         }

@@ -24,6 +24,8 @@ pub struct Inspection {
     pub relay_sockets: usize,
     /// Relay ports that are taken.
     pub relay_ports: u32,
+    /// Clients of other shards that clients of this one may send to directly.
+    pub hairpin_partners: usize,
     /// Timers that are set, those included that will find nothing to do.
     pub timers: usize,
     /// Bytes that the outbox keeps room for.
@@ -40,6 +42,7 @@ impl Shard {
             allocations: self.turn.allocation_count(),
             relay_sockets,
             relay_ports,
+            hairpin_partners: self.forwarding.partner_count(),
             seats: self.lobby.seats(),
             flows: self.forwarding.flows(),
             sessions: self.lobby.session_count(),

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 
 use super::allocation::{Allocation, Family, Quotas, Relayed, Reserved, Waiting};
 use super::port_pool::{Parity, PortPool};
+use super::reservation::REOPEN_TRIES;
 use super::{
     Outcome, Reject, RelayCommand, RelayIp, RelayRefusal, Reply, Request, Step, TurnService,
     granted_lifetime, lifetime, requested_family,
@@ -13,7 +14,6 @@ use crate::forwarding::SocketIndex;
 use crate::lobby::TimerKey;
 use crate::stats::Counter;
 use crate::wire::stun::{Message, attr};
-use rand::RngExt;
 
 /// Seconds that a reserved port waits (RFC 8656 section 7.2: at least 30).
 const RESERVATION_SECS: u32 = 30;
@@ -36,6 +36,11 @@ impl RelayAddress {
         }
     }
 
+    /// Whether a port belongs to this shard.
+    pub fn owns(&self, port: u16) -> bool {
+        self.pool.contains(port)
+    }
+
     pub const fn taken_count(&self) -> u32 {
         self.pool.taken_count()
     }
@@ -53,12 +58,32 @@ enum Use {
 /// A socket that is being opened.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Opening {
-    allocation: u32,
-    family: Family,
-    port: u16,
+    pub allocation: u32,
+    pub family: Family,
+    pub port: u16,
     parity: Parity,
     tries_left: u8,
     purpose: Use,
+}
+
+impl Opening {
+    /// A port of another shard.
+    pub const fn of_borrowed(allocation: u32, family: Family, port: u16) -> Self {
+        Self {
+            allocation,
+            family,
+            port,
+            parity: Parity::Any,
+            tries_left: REOPEN_TRIES,
+            purpose: Use::Relayed,
+        }
+    }
+
+    /// The same with one try less.
+    pub fn tried_again(self) -> Option<Self> {
+        let tries_left = self.tries_left.checked_sub(1)?;
+        Some(Self { tries_left, ..self })
+    }
 }
 
 /// A port that waits for its token.
@@ -163,13 +188,12 @@ impl TurnService {
         {
             return Err(Reject(486));
         }
-        let reservation = match wish.token {
-            None => None,
-            Some(token) => {
-                let fits = |r: &Reservation| r.reserved.token == token && r.user == request.user;
-                let at = self.reservations.iter().position(fits);
-                Some(self.reservations.swap_remove(at.ok_or(Reject(508))?))
+        let lender = wish.token.and_then(|token| self.seal.elsewhere(token));
+        let reserved = match wish.token {
+            Some(token) if lender.is_none() => {
+                Some(self.redeem(token, request.user).ok_or(Reject(508))?)
             }
+            _ => None,
         };
         let granted_secs = granted_lifetime(wish.requested_secs);
         let index = self.allocations.insert(Allocation {
@@ -192,7 +216,9 @@ impl TurnService {
         });
         step.forwarding
             .reserve_source(index, socket, request.source);
-        if let Some(Reservation { reserved, .. }) = reservation {
+        if let (Some(lender), Some(token)) = (lender, wish.token) {
+            self.borrow_port(step, lender, index, token, request.user);
+        } else if let Some(reserved) = reserved {
             let Reserved {
                 family,
                 socket,
@@ -212,6 +238,13 @@ impl TurnService {
         }
         self.finish_if_opened(step, index);
         Ok(())
+    }
+
+    /// Takes the port that waits for this token of this user.
+    pub(super) fn redeem(&mut self, token: [u8; 8], user: u64) -> Option<Reserved> {
+        let fits = |r: &Reservation| r.reserved.token == token && r.user == user;
+        let at = self.reservations.iter().position(fits)?;
+        Some(self.reservations.swap_remove(at).reserved)
     }
 
     /// Has a relay socket opened, or two.
@@ -242,7 +275,7 @@ impl TurnService {
             address.pool.mark(port + 1);
             let reserved = Opening {
                 port: port + 1,
-                purpose: Use::Reserved(step.rng.random()),
+                purpose: Use::Reserved(self.seal.token(step.rng)),
                 ..opening
             };
             self.command_open(step, opening);
@@ -253,23 +286,51 @@ impl TurnService {
         Ok(())
     }
 
-    fn command_open(&mut self, step: &mut Step<'_>, opening: Opening) {
+    pub(super) fn command_open(&mut self, step: &mut Step<'_>, opening: Opening) {
         let socket = self
             .free_sockets
             .pop()
             .or_else(|| self.unused_sockets.next().map(SocketIndex))
             .expect("the caller checked that there is one");
         self.opening.insert(socket, opening);
-        let allocation = self.allocations.get(opening.allocation);
-        let waiting = allocation.and_then(|allocation| allocation.opening.as_mut());
-        waiting
-            .expect("an allocation waits for its sockets")
-            .sockets += 1;
+        self.await_one_more(opening.allocation);
         let at = self.bind_addr(opening.family, opening.port);
         step.out.relay.push(RelayCommand::Open { socket, at });
     }
 
-    fn bind_addr(&self, family: Family, port: u16) -> Addr {
+    /// How many sockets an allocation waits for.
+    fn awaited(&mut self, allocation: u32) -> &mut u8 {
+        let allocation = self.allocations.get(allocation);
+        let waiting = allocation.and_then(|allocation| allocation.opening.as_mut());
+        let waiting = waiting.expect("an allocation stays until its sockets are opened");
+        &mut waiting.sockets
+    }
+
+    pub(super) fn await_one_more(&mut self, allocation: u32) {
+        *self.awaited(allocation) += 1;
+    }
+
+    pub(super) fn await_one_less(&mut self, allocation: u32) {
+        *self.awaited(allocation) -= 1;
+    }
+
+    pub(super) fn has_free_socket(&self) -> bool {
+        !self.free_sockets.is_empty() || !self.unused_sockets.is_empty()
+    }
+
+    /// Notes that a family of an allocation is not to be had.
+    pub(super) fn fail_opening(&mut self, allocation: u32, family: Family) {
+        if let Some(allocation) = self.allocations.get(allocation) {
+            allocation.failed[family.place()] = Some(508);
+        }
+    }
+
+    pub(super) fn is_own_port(&self, family: Family, port: u16) -> bool {
+        let address = self.addresses[family.place()].as_ref();
+        address.is_some_and(|address| address.owns(port))
+    }
+
+    pub(super) fn bind_addr(&self, family: Family, port: u16) -> Addr {
         let address = self.addresses[family.place()].as_ref();
         let ip = address
             .expect("ports are taken from addresses that are there")
@@ -290,16 +351,13 @@ impl TurnService {
             .remove(&socket)
             .expect("only sockets that were asked for are opened");
         let index = opening.allocation;
-        let allocation = self.allocations.get(index);
-        let allocation = allocation.expect("an allocation stays until its sockets are opened");
-        let waiting = allocation.opening.as_mut();
-        waiting
-            .expect("an allocation waits for its sockets")
-            .sockets -= 1;
+        self.await_one_less(index);
         match outcome {
             Ok(()) => match opening.purpose {
                 Use::Relayed => self.opened(step, index, opening.family, socket, opening.port),
                 Use::Reserved(token) => {
+                    let allocation = self.allocations.get(index);
+                    let allocation = allocation.expect("it waits for its sockets");
                     allocation.reserved = Some(Reserved {
                         token,
                         family: opening.family,
@@ -308,6 +366,10 @@ impl TurnService {
                     });
                 }
             },
+            Err(refusal) if !self.is_own_port(opening.family, opening.port) => {
+                self.free_sockets.push(socket);
+                self.retry_borrowed(step, opening, refusal);
+            }
             Err(refusal) => {
                 step.counters.count(Counter::RelayOpenFailures);
                 self.free_sockets.push(socket);
@@ -337,8 +399,8 @@ impl TurnService {
                     ..opening
                 },
             );
-        } else if let Some(allocation) = self.allocations.get(opening.allocation) {
-            allocation.failed[opening.family.place()] = Some(508);
+        } else {
+            self.fail_opening(opening.allocation, opening.family);
         }
     }
 
@@ -362,7 +424,7 @@ impl TurnService {
     }
 
     /// When all sockets of an allocation are open, or not to be had: lets it relay and answers.
-    fn finish_if_opened(&mut self, step: &mut Step<'_>, index: u32) {
+    pub(super) fn finish_if_opened(&mut self, step: &mut Step<'_>, index: u32) {
         let allocation = self
             .allocations
             .get(index)
@@ -388,9 +450,8 @@ impl TurnService {
             return;
         }
         let (socket, client) = (allocation.socket, allocation.client);
-        let sockets = allocation
-            .relayed
-            .map(|relayed| relayed.map(|relayed| relayed.socket));
+        let opened = allocation.relayed;
+        let opened = opened.map(|one| one.map(|relayed| (relayed.socket, relayed.port)));
         if let Some(reserved) = allocation.reserved {
             self.next_reservation = self.next_reservation.wrapping_add(1);
             let uid = self.next_reservation;
@@ -402,7 +463,7 @@ impl TurnService {
             let at = step.now.plus_secs(RESERVATION_SECS);
             step.wheel.schedule(at, TimerKey::Reservation(uid));
         }
-        step.forwarding.add_relay(index, socket, client, sockets);
+        step.forwarding.add_relay(index, socket, client, opened);
         self.set_timer(step, index);
         self.answer_allocate(step, index, &reply);
     }
@@ -512,6 +573,11 @@ impl TurnService {
     fn close(&mut self, step: &mut Step<'_>, family: Family, socket: SocketIndex, port: u16) {
         step.out.relay.push(RelayCommand::Close { socket });
         self.free_sockets.push(socket);
+        self.give_port_back(step, family, port);
+    }
+
+    /// A port of this shard may be taken again.
+    pub(super) fn free_port(&mut self, family: Family, port: u16) {
         if let Some(address) = &mut self.addresses[family.place()] {
             address.pool.give_back(port);
         }

@@ -32,6 +32,11 @@ impl Family {
         }
     }
 
+    /// The family of an address.
+    pub fn of(addr: Addr) -> Self {
+        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
     pub const fn to_wire(self) -> u8 {
         self.place() as u8 + 1
     }

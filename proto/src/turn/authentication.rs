@@ -53,7 +53,7 @@ impl TurnService {
         let request = Request {
             message,
             source,
-            user: self.hasher.hash_one(authenticated.username),
+            user: self.seal.user(authenticated.username.as_ref()),
             person: self.hasher.hash_one(authenticated.person),
             reply: Reply {
                 socket,

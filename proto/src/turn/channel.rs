@@ -51,11 +51,18 @@ impl ChannelList {
     #[inline]
     #[must_use]
     pub fn number(&self, now: Millis, peer: Addr) -> Option<ChannelNumber> {
+        self.binding(now, peer).map(|(number, _)| number)
+    }
+
+    /// The number that stands for a peer, and when it ceases to.
+    #[inline]
+    #[must_use]
+    pub fn binding(&self, now: Millis, peer: Addr) -> Option<(ChannelNumber, Millis)> {
         let at = self
             .by_peer
             .binary_search_by_key(&peer, |binding| binding.peer);
         let binding = self.by_peer[at.ok()?];
-        (now < binding.until).then_some(binding.number)
+        (now < binding.until).then_some((binding.number, binding.until))
     }
 
     /// Whether this binding could be made or refreshed now.

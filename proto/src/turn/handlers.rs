@@ -7,7 +7,7 @@ use super::{
     Outcome, Reject, Request, Step, TurnService, granted_lifetime, lifetime, requested_family,
 };
 use crate::addr::ClientAddr;
-use crate::forwarding::{Forward, ForwardingTable, NotForwarded, SocketIndex};
+use crate::forwarding::{Forward, ForwardingTable, Framing, NotForwarded, SocketIndex};
 use crate::lobby::Mail;
 use crate::stats::Counter;
 use crate::time::Millis;
@@ -235,6 +235,7 @@ impl TurnService {
         relay
             .channels
             .bind(number, peer, step.now.plus_secs(CHANNEL_SECS));
+        step.forwarding.tell_of_channel(step.now, index, peer);
         request.reply.success(step, |_| {});
         Ok(())
     }
@@ -253,6 +254,7 @@ impl TurnService {
             .ok_or(Counter::DropNoFlow)?;
         let mut peer = None;
         let mut data = None;
+        let mut dont_fragment = false;
         for attribute in message.attributes() {
             match attribute.kind {
                 attr::XOR_PEER_ADDRESS if peer.is_none() => {
@@ -261,6 +263,7 @@ impl TurnService {
                     peer = Some(decoded.ok_or(Counter::DropParse)?);
                 }
                 attr::DATA if data.is_none() => data = Some(attribute),
+                attr::DONT_FRAGMENT => dont_fragment = true,
                 kind if kind < 0x8000 && !is_known(kind) => return Err(Counter::DropParse),
                 _ => {}
             }
@@ -272,9 +275,12 @@ impl TurnService {
             return Err(Counter::DropPeerDenied);
         }
         let strip = HEADER_LEN + data.at + 4;
-        forwarding
+        let mut forward = forwarding
             .forward_to_peer(now, allocation, peer, strip, data.value.len())
-            .map_err(NotForwarded::counter)
+            .map_err(NotForwarded::counter)?;
+        // It is about the way to a peer; to a client data may go in fragments.
+        forward.dont_fragment = dont_fragment && forward.framing == Framing::Raw;
+        Ok(forward)
     }
 }
 
@@ -310,8 +316,7 @@ fn answer_lifetime(step: &mut Step<'_>, request: &Request<'_>, secs: u32, ticket
     });
 }
 
-/// The comprehension-required attributes that this server understands. DONT-FRAGMENT is not among them: whether a datagram
-/// is fragmented is decided per socket here, not per packet.
+/// The comprehension-required attributes that this server understands.
 pub(super) const fn is_known(kind: u16) -> bool {
     matches!(
         kind,
@@ -335,5 +340,6 @@ pub(super) const fn is_known(kind: u16) -> bool {
             | attr::USERHASH
             | attr::XOR_MAPPED_ADDRESS
             | attr::RESERVATION_TOKEN
+            | attr::DONT_FRAGMENT
     )
 }

@@ -242,7 +242,8 @@ impl TurnService {
         allocation.client = new.client;
         step.counters.count(Counter::AllocationsMoved);
         self.forget(step, old);
-        step.forwarding.arrive(index, new.socket, new.client);
+        step.forwarding
+            .arrive(step.now, index, new.socket, new.client);
     }
 
     /// Gives up the five-tuples of an allocation that is removed.

@@ -11,6 +11,7 @@
 //! * `mobility`: five-tuples that change.
 //! * `credential`, `peer_policy`: who may, and whom they may reach.
 //! * `port_pool`: the ports of relayed transport addresses.
+//! * `reservation`: ports that are redeemed on another shard.
 
 mod allocate;
 mod allocation;
@@ -22,6 +23,7 @@ mod mobility;
 pub mod peer_policy;
 pub mod permission;
 mod port_pool;
+pub(crate) mod reservation;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -37,6 +39,8 @@ use self::credential::Judge;
 pub use self::credential::TurnCredentials;
 use self::peer_policy::{PeerPolicy, PeerRules};
 use self::permission::PERMISSION_SECS;
+pub(crate) use self::port_pool::port_owner;
+use self::reservation::{Loans, Seal};
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{ForwardingTable, RelayLimits, SocketIndex};
 use crate::lobby::{Outbox, TimerKey};
@@ -233,6 +237,8 @@ pub(crate) struct TurnService {
     sockets_max: u16,
     reservations: Vec<Reservation>,
     next_reservation: u32,
+    seal: Seal,
+    loans: Loans,
     /// Requests that deleted an allocation lately, as keyed hashes: their repetitions get the same answer.
     deleted: Box<[u64]>,
     next_deleted: usize,
@@ -251,6 +257,7 @@ impl TurnService {
         count: u16,
         listeners: usize,
         seeds: [u64; 4],
+        seal: Seal,
     ) -> Self {
         let hasher = RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
         let first = u16::try_from(listeners).expect("a server has few listeners");
@@ -287,6 +294,8 @@ impl TurnService {
             sockets_max: u16::MAX - first,
             reservations: Vec::new(),
             next_reservation: 0,
+            seal,
+            loans: Loans::default(),
             deleted: vec![0; DELETED].into_boxed_slice(),
             next_deleted: 0,
             unknown: Vec::new(),
@@ -306,7 +315,10 @@ impl TurnService {
         let never_used = self.unused_sockets.len() + self.free_sockets.len();
         let ports = self.addresses.iter().flatten();
         let taken = ports.map(RelayAddress::taken_count).sum();
-        (usize::from(self.sockets_max) - never_used, taken)
+        (
+            usize::from(self.sockets_max) - never_used,
+            self.loans.ports_here(taken),
+        )
     }
 
     /// Whether clients of RFC 5766's time are served in their way.

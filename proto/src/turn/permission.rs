@@ -23,6 +23,15 @@ impl PermissionList {
             .is_ok_and(|at| now < self.by_ip[at].1)
     }
 
+    /// When the permission for this IP address ends, or ended.
+    #[must_use]
+    pub fn until(&self, peer: Addr) -> Option<Millis> {
+        let at = self
+            .by_ip
+            .binary_search_by(|(ip, _)| ip.cmp(peer.ip_bytes()));
+        at.ok().map(|at| self.by_ip[at].1)
+    }
+
     /// Whether [`PermissionList::grant`] has room for all of `peers`, which may repeat.
     pub fn has_room(&mut self, now: Millis, peers: &[Addr], capacity: usize) -> bool {
         self.by_ip.retain(|&(_, until)| now < until);

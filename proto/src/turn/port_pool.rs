@@ -20,6 +20,24 @@ pub enum Parity {
     EvenPair,
 }
 
+/// Where the slice of shard `index` begins, and the one before ends.
+fn edge(range: &RangeInclusive<u16>, index: u16, count: u16) -> u32 {
+    let (low, end) = (u32::from(*range.start()), u32::from(*range.end()) + 1);
+    let len = end.saturating_sub(low);
+    let edge = low + len * u32::from(index) / u32::from(count);
+    if index == 0 || index == count {
+        edge
+    } else {
+        (edge & !1).max(low)
+    }
+}
+
+/// The shard that has `port`, which is in `range`, in its slice.
+pub fn port_owner(range: &RangeInclusive<u16>, port: u16, count: u16) -> u16 {
+    let begins_before = |index: &u16| edge(range, *index, count) <= u32::from(port);
+    (0..count).rev().find(begins_before).unwrap_or(0)
+}
+
 /// A slice of ports, one bit each.
 #[derive(Debug)]
 pub struct PortPool {
@@ -33,17 +51,7 @@ impl PortPool {
     /// The slice of `range` that shard `index` of `count` has. Slices are disjoint, and begin at even ports.
     #[must_use]
     pub fn of_shard(range: RangeInclusive<u16>, index: u16, count: u16) -> Self {
-        let (low, end) = (u32::from(*range.start()), u32::from(*range.end()) + 1);
-        let len = end.saturating_sub(low);
-        let edge = |i: u32| {
-            let edge = low + len * i / u32::from(count);
-            if i == 0 || i == u32::from(count) {
-                edge
-            } else {
-                (edge & !1).max(low)
-            }
-        };
-        let (first, end) = (edge(u32::from(index)), edge(u32::from(index) + 1));
+        let [first, end] = [index, index + 1].map(|index| edge(&range, index, count));
         let count = end.saturating_sub(first);
         Self {
             first: u16::try_from(first).unwrap_or(u16::MAX),
@@ -57,6 +65,12 @@ impl PortPool {
     #[must_use]
     pub const fn taken_count(&self) -> u32 {
         self.taken_count
+    }
+
+    /// Whether a port is of this slice.
+    pub fn contains(&self, port: u16) -> bool {
+        let offset = port.checked_sub(self.first);
+        offset.is_some_and(|offset| u32::from(offset) < self.count)
     }
 
     fn is_free(&self, offset: u32) -> bool {
@@ -126,6 +140,7 @@ mod tests {
                     let mut pool = PortPool::of_shard(low..=high, index, count);
                     while let Some(port) = pool.take(Parity::Any, &mut rng) {
                         assert!(all.insert(port), "{port} twice");
+                        assert_eq!(port_owner(&(low..=high), port, count), index);
                     }
                 }
                 assert_eq!(all, (low..=high).collect());

@@ -66,6 +66,8 @@ pub mod attr {
     pub const EVEN_PORT: u16 = 0x0018;
     /// REQUESTED-TRANSPORT, RFC 8656 section 18.8.
     pub const REQUESTED_TRANSPORT: u16 = 0x0019;
+    /// DONT-FRAGMENT, RFC 8656 section 18.9.
+    pub const DONT_FRAGMENT: u16 = 0x001a;
     /// RESERVATION-TOKEN, RFC 8656 section 18.10.
     pub const RESERVATION_TOKEN: u16 = 0x0022;
     /// ADDITIONAL-ADDRESS-FAMILY, RFC 8656 section 18.11.

@@ -59,7 +59,7 @@ pub fn config() -> TurnConfig {
     }
 }
 
-/// A server of one shard.
+/// A server of one shard, or one of several.
 pub struct Server {
     pub shard: Shard,
     pub now: Millis,
@@ -145,6 +145,7 @@ impl Server {
             }
         }
         let outbox = self.shard.outbox();
+        self.mail.append(&mut outbox.mail);
         for transmit in &outbox.transmits {
             let bytes = outbox.bytes[transmit.start..transmit.end].to_vec();
             self.sent.push((transmit.socket, transmit.to, bytes));

@@ -89,15 +89,18 @@ fn denied_ranges_in_six_encodings_on_three_paths() {
 #[test]
 fn port_zero_and_own_services() {
     let mut server = Server::new();
-    let mut client = dual(&mut server);
+    let mut client = Client::ann("198.41.9.9:4000");
+    let relayed = client.allocate(&mut server);
     let peer = addr("8.8.8.8:0");
     client.permit(&mut server, &[peer]).ok();
     assert_eq!(client.bind(&mut server, 0x4000, peer).code(), 403);
     let denied = Verdict::Drop(Counter::DropPeerDenied);
     assert_eq!(client.send(&mut server, peer, b"x"), denied);
     // The server's own relay address is a peer like any other, but its other ports are not.
-    let other = Client::ann("198.41.9.9:5").allocate(&mut server);
+    let mut neighbour = Client::ann("198.41.9.9:5");
+    let other = neighbour.allocate(&mut server);
     client.permit(&mut server, &[other]).ok();
+    neighbour.permit(&mut server, &[relayed]).ok();
     assert!(matches!(
         client.send(&mut server, other, b"x"),
         Verdict::Forward(_)

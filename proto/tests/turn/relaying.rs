@@ -107,7 +107,7 @@ fn malformed_send_indications() {
     let peer = addr("8.8.8.8:1");
     client.permit(&mut server, &[peer]).ok();
     server.sent.clear();
-    for case in 0..5 {
+    for case in 0..4 {
         let mut out = Vec::new();
         let id = client.id();
         let mut writer = MessageWriter::new(&mut out, method::SEND, Class::Indication, id);
@@ -115,8 +115,6 @@ fn malformed_send_indications() {
             0 => writer.xor_addr(attr::XOR_PEER_ADDRESS, peer),
             1 => writer.attribute(attr::DATA, b"x"),
             2 => writer.attribute(attr::XOR_PEER_ADDRESS, &[0, 1]),
-            // DONT-FRAGMENT, which Allocate refuses too.
-            3 => writer.attribute(0x001a, &[]),
             _ => writer.attribute(0x7777, &[]),
         };
         if case > 1 {
@@ -129,6 +127,42 @@ fn malformed_send_indications() {
         assert_eq!(verdict, drop(Counter::DropParse), "{case}");
     }
     assert!(server.sent.is_empty());
+}
+
+// RFC 8656 section 14: DONT-FRAGMENT is about the datagram to the peer, and about no other.
+#[test]
+fn dont_fragment() {
+    let mut server = Server::new();
+    let mut clients = [Client::ann(AT), Client::ann("198.41.9.9:4001")];
+    let relayed = [0, 1].map(|i| {
+        let answer = clients[i].allocate_with(&mut server, &|w| {
+            w.attribute(attr::DONT_FRAGMENT, &[]);
+        });
+        answer.ok().relayed()[0]
+    });
+    let [mut client, mut other] = clients;
+    let peer = addr("8.8.8.8:1");
+    client.permit(&mut server, &[peer, relayed[1]]).ok();
+    other.permit(&mut server, &[relayed[0]]).ok();
+    for (to, asked, expected) in [
+        (peer, true, true),
+        (peer, false, false),
+        (relayed[1], true, false),
+    ] {
+        let mut out = Vec::new();
+        let mut writer = MessageWriter::new(&mut out, method::SEND, Class::Indication, client.id());
+        if asked {
+            writer.attribute(attr::DONT_FRAGMENT, &[]);
+        }
+        writer
+            .xor_addr(attr::XOR_PEER_ADDRESS, to)
+            .attribute(attr::DATA, b"x")
+            .finish();
+        let Verdict::Forward(forward) = server.deliver(MAIN, client.addr, &out) else {
+            panic!("not forwarded to {to}");
+        };
+        assert_eq!(forward.dont_fragment, expected, "{to} {asked}");
+    }
 }
 
 #[test]

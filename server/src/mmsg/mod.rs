@@ -112,6 +112,14 @@ impl Mmsg {
         }
     }
 
+    /// Writes a header before a received payload, and makes room for it among what is staged.
+    fn reframe(&mut self, buf: RecvBuf, strip: usize, header: &[u8]) -> (*const u8, u32) {
+        self.make_room();
+        let slot = buf.slot(self.stamp);
+        // SAFETY: the stamp proves that the slot was handed out in this turn.
+        unsafe { self.slots.memory.reframe(slot, buf.len(), strip, header) }
+    }
+
     fn make_room(&mut self) {
         if self.staged.is_full() {
             self.flush();
@@ -229,11 +237,24 @@ impl PacketIo for Mmsg {
         socket: SocketId,
         to: SocketAddr,
     ) {
-        self.make_room();
-        let slot = buf.slot(self.stamp);
-        // SAFETY: the stamp proves that the slot was handed out in this turn.
-        let (at, len) = unsafe { self.slots.memory.reframe(slot, buf.len(), strip, header) };
+        let (at, len) = self.reframe(buf, strip, header);
         self.stage(socket, to, at, len);
+    }
+
+    fn forward_whole(
+        &mut self,
+        buf: RecvBuf,
+        strip: usize,
+        header: &[u8],
+        socket: SocketId,
+        to: SocketAddr,
+    ) {
+        let (at, len) = self.reframe(buf, strip, header);
+        if self.sockets.is_live(socket) {
+            self.staged.push_whole(socket, WireAddr::from(to), at, len);
+        } else {
+            self.stats.stale_sends += 1;
+        }
     }
 
     fn send(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {

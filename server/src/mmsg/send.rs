@@ -262,7 +262,7 @@ impl Refused<'_> {
     ) {
         let segment = staged.segment(segment);
         match classify_single(errno) {
-            SendFailure::TooLarge => {
+            SendFailure::TooLarge if !train.whole => {
                 self.stats.send_emsgsize_retries += 1;
                 // SAFETY: the caller vouches for the segment.
                 let sent = unsafe {

@@ -32,6 +32,8 @@ pub(crate) struct Train {
     pub(crate) segment_bytes: u32,
     pub(crate) total_bytes: u32,
     pub(crate) segments: u32,
+    /// Never in fragments: one datagram, which is dropped if the path has no room for it.
+    pub(crate) whole: bool,
     first: u32,
     last: u32,
     open: bool,
@@ -76,6 +78,16 @@ impl Trains {
 
     #[inline]
     pub(crate) fn push(&mut self, socket: SocketId, to: WireAddr, at: *const u8, len: u32) {
+        self.push_as(socket, to, at, len, false);
+    }
+
+    /// As [`Trains::push`], for a datagram that travels alone and never in fragments.
+    pub(crate) fn push_whole(&mut self, socket: SocketId, to: WireAddr, at: *const u8, len: u32) {
+        self.push_as(socket, to, at, len, true);
+    }
+
+    #[inline]
+    fn push_as(&mut self, socket: SocketId, to: WireAddr, at: *const u8, len: u32, whole: bool) {
         debug_assert!(!self.is_full());
         let segment = self.segments.len() as u32;
         self.segments.push(Segment {
@@ -89,6 +101,7 @@ impl Trains {
         if flow.epoch == self.epoch {
             let train = &mut self.trains[flow.train as usize];
             if train.open
+                && !whole
                 && len <= train.segment_bytes
                 && len > 0
                 && train.total_bytes + len <= MAX_TRAIN_BYTES
@@ -113,9 +126,10 @@ impl Trains {
             segment_bytes: len,
             total_bytes: len,
             segments: 1,
+            whole,
             first: segment,
             last: segment,
-            open: len > 0,
+            open: len > 0 && !whole,
         });
     }
 
@@ -183,6 +197,25 @@ mod tests {
             staged(&[(1, 9), (2, 5), (1, 9), (1, 4), (1, 9)]),
             [vec![9, 9, 4], vec![5], vec![9]]
         );
+    }
+
+    #[test]
+    fn what_must_stay_whole_travels_alone_and_in_order() {
+        let mut trains = Trains::new(16);
+        for is_whole in [false, true, true, false, false] {
+            let push = if is_whole {
+                Trains::push_whole
+            } else {
+                Trains::push
+            };
+            push(&mut trains, SocketId::new(0, 0), to(1), std::ptr::null(), 5);
+        }
+        let lens = trains
+            .trains()
+            .iter()
+            .map(|train| (train.segments, train.whole));
+        let expected = [(1, false), (1, true), (1, true), (2, false)];
+        assert_eq!(lens.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -201,6 +201,18 @@ impl Ring {
         }
     }
 
+    /// Writes a header before a received payload, and makes room for it among what is staged.
+    #[inline]
+    fn reframe(&mut self, buf: RecvBuf, strip: usize, header: &[u8]) -> Option<(*const u8, u32)> {
+        if !self.make_room() {
+            return None;
+        }
+        let slot = buf.slot(self.stamp);
+        let memory = &mut self.state.buffers.memory;
+        // SAFETY: the stamp proves that the slot was handed out in this turn.
+        Some(unsafe { memory.reframe(slot, buf.len(), strip, header) })
+    }
+
     /// False when the ring is broken and the datagram has to be dropped.
     #[inline]
     fn make_room(&mut self) -> bool {
@@ -537,18 +549,28 @@ impl PacketIo for Ring {
         socket: SocketId,
         to: SocketAddr,
     ) {
-        if !self.make_room() {
-            return;
+        if let Some((at, len)) = self.reframe(buf, strip, header) {
+            self.stage(socket, to, at, len);
         }
-        let slot = buf.slot(self.stamp);
-        // SAFETY: the stamp proves that the slot was handed out in this turn.
-        let (at, len) = unsafe {
-            self.state
-                .buffers
-                .memory
-                .reframe(slot, buf.len(), strip, header)
+    }
+
+    fn forward_whole(
+        &mut self,
+        buf: RecvBuf,
+        strip: usize,
+        header: &[u8],
+        socket: SocketId,
+        to: SocketAddr,
+    ) {
+        let Some((at, len)) = self.reframe(buf, strip, header) else {
+            return;
         };
-        self.stage(socket, to, at, len);
+        let state = &mut self.state;
+        if state.sockets.is_live(socket) {
+            state.staged.push_whole(socket, WireAddr::from(to), at, len);
+        } else {
+            state.stats.stale_sends += 1;
+        }
     }
 
     fn send(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
