@@ -8,6 +8,7 @@
 mod failure;
 mod pace;
 mod socket_table;
+mod streams;
 mod train;
 mod wire_addr;
 
@@ -22,6 +23,9 @@ use std::time::{Duration, Instant};
 pub(crate) use failure::{SendFailure, classify_single, classify_train, kernel_corrupts_trains};
 pub(crate) use pace::{Pace, Wait};
 pub(crate) use socket_table::{SocketEntry, SocketTable};
+pub use streams::{
+    ListenerId, STREAM_QUEUE_BYTES, SendRefused, StreamBytes, StreamEvent, StreamId, StreamIo,
+};
 pub(crate) use train::{Segment, Train, Trains};
 pub(crate) use wire_addr::WireAddr;
 
