@@ -86,6 +86,18 @@ impl ForwardingTable {
         debug_assert!(before.is_none(), "a source is one thing only");
     }
 
+    /// Makes the source of an allocation nothing again.
+    pub(crate) fn release_source(
+        &mut self,
+        allocation: u32,
+        socket: SocketIndex,
+        source: ClientAddr,
+    ) {
+        if self.allocation_of(socket, source) == Some(allocation) {
+            self.by_source.remove(&(socket, source.0));
+        }
+    }
+
     /// Closes the relay socket of one family.
     pub(crate) fn remove_family(&mut self, allocation: u32, family: usize) {
         if let Some(relay) = self.relay(allocation)
@@ -102,7 +114,7 @@ impl ForwardingTable {
         socket: SocketIndex,
         source: ClientAddr,
     ) {
-        self.by_source.remove(&(socket, source.0));
+        self.release_source(allocation, socket, source);
         let relay = self.relays.get_mut(allocation as usize);
         let Some(relay) = relay.and_then(Option::take) else {
             return;

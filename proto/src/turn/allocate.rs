@@ -185,6 +185,7 @@ impl TurnService {
             opening: Some(Box::new(Waiting {
                 sockets: 0,
                 is_pair: wish.parity == Parity::EvenPair,
+                is_abandoned: false,
                 reply: request.reply.clone(),
             })),
         });
@@ -368,10 +369,15 @@ impl TurnService {
         let Some(waiting) = allocation.opening.take_if(|waiting| waiting.sockets == 0) else {
             return;
         };
-        let Waiting { is_pair, reply, .. } = *waiting;
+        let Waiting {
+            is_pair,
+            is_abandoned,
+            reply,
+            ..
+        } = *waiting;
         let error = allocation.failed.iter().flatten().copied().max();
         let has_any = allocation.relayed.iter().any(Option::is_some);
-        if !has_any || (is_pair && error.is_some()) {
+        if !has_any || is_abandoned || (is_pair && error.is_some()) {
             if let Some(Reserved {
                 family,
                 socket,
@@ -382,7 +388,9 @@ impl TurnService {
                 self.close(step, family, socket, port);
             }
             self.delete(step, index);
-            reply.error(step, error.unwrap_or(508));
+            if !is_abandoned {
+                reply.error(step, error.unwrap_or(508));
+            }
             return;
         }
         let (socket, client) = (allocation.socket, allocation.client);
@@ -480,6 +488,20 @@ impl TurnService {
         if is_last {
             self.delete(step, index);
         }
+    }
+
+    /// The stream of an allocation's client has ended: nothing can be relayed to it any more.
+    pub fn handle_client_gone(&mut self, step: &mut Step<'_>, index: u32) {
+        let Some(allocation) = self.allocations.get(index) else {
+            return;
+        };
+        let Some(waiting) = &mut allocation.opening else {
+            self.delete(step, index);
+            return;
+        };
+        waiting.is_abandoned = true;
+        let (socket, client) = (allocation.socket, allocation.client);
+        step.forwarding.release_source(index, socket, client);
     }
 
     /// Removes an allocation with everything that is still open. Ports reserved with it go on waiting for their tokens.
