@@ -7,14 +7,16 @@
 
 mod failure;
 mod pace;
+mod send_queue;
 mod socket_table;
+mod stream_table;
 mod streams;
 mod train;
 mod wire_addr;
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,9 +24,13 @@ use std::time::{Duration, Instant};
 
 pub(crate) use failure::{SendFailure, classify_single, classify_train, kernel_corrupts_trains};
 pub(crate) use pace::{Pace, Wait};
+pub(crate) use send_queue::SpareBuffers;
 pub(crate) use socket_table::{SocketEntry, SocketTable};
+pub(crate) use stream_table::{StreamEntry, StreamTable, WaitingEvent};
+pub(crate) use streams::{ACCEPT_PAUSE, STREAM_SLOT_BYTES, STREAM_SLOTS};
 pub use streams::{
-    ListenerId, STREAM_QUEUE_BYTES, SendRefused, StreamBytes, StreamEvent, StreamId, StreamIo,
+    ListenerId, MAX_STREAMS, STREAM_QUEUE_BYTES, SendRefused, StreamBytes, StreamEvent, StreamId,
+    StreamIo,
 };
 pub(crate) use train::{Segment, Train, Trains};
 pub(crate) use wire_addr::WireAddr;
@@ -299,6 +305,22 @@ pub struct IoStats {
     pub receive_errors: u64,
     /// Times the completion queue overflowed: a bug alarm.
     pub cq_overflows: u64,
+    /// Streams accepted and handed out.
+    pub streams_accepted: u64,
+    /// Connections accepted and closed at once, because [`IoConfig::max_streams`] were open.
+    pub streams_refused: u64,
+    /// Streams closed by [`StreamIo::close_stream`].
+    pub streams_closed: u64,
+    /// Errors that the kernel reported on accepting, for instance for want of descriptors.
+    pub stream_accept_errors: u64,
+    /// Bytes handed out by [`StreamIo::next_stream_event`].
+    pub stream_bytes_received: u64,
+    /// Bytes that the kernel took from streams' queues.
+    pub stream_bytes_sent: u64,
+    /// Sends refused with [`SendRefused::Full`].
+    pub stream_sends_refused: u64,
+    /// Times a stream's bytes found no free receive slot. They wait in the socket.
+    pub stream_enobufs: u64,
 }
 
 /// Sizes of one backend value.
@@ -316,16 +338,20 @@ pub struct IoConfig {
     /// A datagram that arrives at an idle shard never waits. If not 0, the timers of the thread
     /// that makes the backend are set to fire on time (`PR_SET_TIMERSLACK`, prctl(2)).
     pub coalesce_us: u32,
+    /// Most streams that are open at a time, at most [`MAX_STREAMS`]. Each takes a descriptor of the process, and up to twice
+    /// [`STREAM_QUEUE_BYTES`] of memory if its peer does not read.
+    pub max_streams: u32,
 }
 
 impl Default for IoConfig {
-    /// 2048 slots of 2 KiB, 4096 sockets, no waiting.
+    /// 2048 slots of 2 KiB, 4096 sockets, 4096 streams, no waiting.
     fn default() -> Self {
         Self {
             slots: 2048,
             slot_bytes: 2048,
             max_sockets: 4096,
             coalesce_us: 0,
+            max_streams: 4096,
         }
     }
 }
@@ -338,6 +364,7 @@ impl IoConfig {
             ("slot_bytes", self.slot_bytes, 128, 65_600),
             ("max_sockets", self.max_sockets, 1, MAX_SOCKETS),
             ("coalesce_us", self.coalesce_us, 0, 10_000),
+            ("max_streams", self.max_streams, 1, MAX_STREAMS),
         ];
         for (name, value, least, most) in ranges {
             if !(least..=most).contains(&value) {
@@ -466,14 +493,57 @@ pub fn bind_udp(address: SocketAddr, options: &UdpOptions) -> io::Result<UdpSock
     }
     let discovery = crate::mmsg::sys::MtuDiscovery::Probe;
     crate::mmsg::sys::set_mtu_discovery(&socket, address.is_ipv6(), discovery)?;
-    let give_up = Instant::now() + options.retry_in_use;
+    while_in_use(options.retry_in_use, || socket.bind(&address.into()))?;
+    Ok(socket.into())
+}
+
+/// How [`bind_tcp_listener`] opens a socket.
+#[derive(Clone, Debug, Default)]
+pub struct TcpOptions {
+    /// Join the `SO_REUSEPORT` group of the address.
+    pub reuse_port: bool,
+    /// How long to retry while the address is still in use, see [`UdpOptions::retry_in_use`].
+    pub retry_in_use: Duration,
+}
+
+/// Connections that may wait to be accepted, listen(2); `net.core.somaxconn` caps it.
+const LISTEN_BACKLOG: i32 = 1024;
+
+/// Opens a listening TCP socket for a [`StreamIo`]: non-blocking, IPv6 only on an IPv6 address, and with `SO_REUSEADDR`, so
+/// that connections of an earlier process in TIME-WAIT do not hold the port.
+///
+/// # Errors
+///
+/// What the kernel said, as for [`bind_udp`].
+pub fn bind_tcp_listener(address: SocketAddr, options: &TcpOptions) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    // With SO_REUSEADDR two sockets can be bound before either listens: then only listen(2) tells.
+    while_in_use(options.retry_in_use, || socket.bind(&address.into()))?;
+    while_in_use(options.retry_in_use, || socket.listen(LISTEN_BACKLOG))?;
+    Ok(socket.into())
+}
+
+/// Repeats `bind` for as long while the address is in use.
+fn while_in_use(retry: Duration, mut bind: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let give_up = Instant::now() + retry;
     loop {
-        match socket.bind(&address.into()) {
-            Ok(()) => return Ok(socket.into()),
+        match bind() {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(error) => return Err(error),
+            result => return result,
         }
     }
 }
