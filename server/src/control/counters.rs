@@ -5,13 +5,16 @@ use waypost_proto::stats::{Counter, CounterKind};
 
 use super::metrics::{CounterSpec, counter, gauge};
 use crate::packet_io::IoStats;
+use crate::streams::STREAM_COUNTERS;
 
 /// Index of [`IO_COUNTERS`] in [`TABLES`].
 pub const IO_TABLE: usize = 0;
 /// Index of [`PROTOCOL_COUNTERS`] in [`TABLES`].
 pub const PROTOCOL_TABLE: usize = 1;
+/// Index of [`STREAM_COUNTERS`] in [`TABLES`].
+pub const STREAM_TABLE: usize = 2;
 /// Everything a shard publishes.
-pub const TABLES: &[&[CounterSpec]] = &[IO_COUNTERS, PROTOCOL_COUNTERS];
+pub const TABLES: &[&[CounterSpec]] = &[IO_COUNTERS, PROTOCOL_COUNTERS, STREAM_COUNTERS];
 
 /// The gauge that a drain watches: it has to be in one of the tables.
 pub const SESSIONS: &str = "waypost_sessions";

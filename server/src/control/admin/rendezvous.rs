@@ -45,6 +45,8 @@ pub struct Reconfiguration {
     pub open_rendezvous: bool,
     /// Secrets that sign `expiry:user` credentials, at most two.
     pub auth_secrets: Vec<Secret>,
+    /// Certificate and key of TLS.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 /// A session to be made.
