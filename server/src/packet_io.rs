@@ -5,10 +5,12 @@
 //! dynamic dispatch per packet. Nothing here knows what the bytes mean: it never parses a payload,
 //! never decides where a packet goes and never logs.
 
+mod bind;
 mod failure;
 mod pace;
 mod send_queue;
 mod socket_table;
+mod stream_events;
 mod stream_table;
 mod streams;
 mod train;
@@ -16,17 +18,19 @@ mod wire_addr;
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+pub use bind::{TcpOptions, UdpOptions, bind_tcp_listener, bind_udp};
 pub(crate) use failure::{SendFailure, classify_single, classify_train, kernel_corrupts_trains};
 pub(crate) use pace::{Pace, Wait};
 pub(crate) use send_queue::SpareBuffers;
 pub(crate) use socket_table::{SocketEntry, SocketTable};
-pub(crate) use stream_table::{StreamEntry, StreamTable, WaitingEvent};
+pub(crate) use stream_events::StreamEvents;
+pub(crate) use stream_table::{StreamEntry, StreamTable};
 pub(crate) use streams::{ACCEPT_PAUSE, STREAM_SLOT_BYTES, STREAM_SLOTS};
 pub use streams::{
     ListenerId, MAX_STREAMS, STREAM_QUEUE_BYTES, SendRefused, StreamBytes, StreamEvent, StreamId,
@@ -449,105 +453,6 @@ impl std::error::Error for SetupError {
     }
 }
 
-/// How [`bind_udp`] opens a socket.
-#[derive(Clone, Debug, Default)]
-pub struct UdpOptions {
-    /// Join the `SO_REUSEPORT` group of the address.
-    pub reuse_port: bool,
-    /// `SO_RCVBUF` in bytes; `None` leaves the system's default.
-    pub recv_buffer_bytes: Option<usize>,
-    /// `SO_SNDBUF` in bytes; `None` leaves the system's default.
-    pub send_buffer_bytes: Option<usize>,
-    /// How long to retry while the address is still in use: a ring that was killed gives its ports
-    /// back asynchronously. Zero for relay ports, about 3 s for a listener at start.
-    pub retry_in_use: Duration,
-}
-
-/// Opens a UDP socket for a [`PacketIo`]: non-blocking, IPv6 only on an IPv6 address, and with
-/// `IP_MTU_DISCOVER` on PROBE, which lets the sender see EMSGSIZE and skips the IP ID generator.
-///
-/// Buffer sizes above `net.core.rmem_max` need CAP_NET_ADMIN; without it the kernel caps them.
-///
-/// # Errors
-///
-/// What the kernel said: EADDRINUSE when the address is taken (after the retries),
-/// EADDRNOTAVAIL when it is not this host's, EAFNOSUPPORT without IPv6, EMFILE.
-pub fn bind_udp(address: SocketAddr, options: &UdpOptions) -> io::Result<UdpSocket> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM.nonblocking().cloexec(),
-        Some(Protocol::UDP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    if options.reuse_port {
-        socket.set_reuse_port(true)?;
-    }
-    if let Some(bytes) = options.recv_buffer_bytes {
-        crate::mmsg::sys::set_receive_buffer(&socket, bytes)?;
-    }
-    if let Some(bytes) = options.send_buffer_bytes {
-        crate::mmsg::sys::set_send_buffer(&socket, bytes)?;
-    }
-    let discovery = crate::mmsg::sys::MtuDiscovery::Probe;
-    crate::mmsg::sys::set_mtu_discovery(&socket, address.is_ipv6(), discovery)?;
-    while_in_use(options.retry_in_use, || socket.bind(&address.into()))?;
-    Ok(socket.into())
-}
-
-/// How [`bind_tcp_listener`] opens a socket.
-#[derive(Clone, Debug, Default)]
-pub struct TcpOptions {
-    /// Join the `SO_REUSEPORT` group of the address.
-    pub reuse_port: bool,
-    /// How long to retry while the address is still in use, see [`UdpOptions::retry_in_use`].
-    pub retry_in_use: Duration,
-}
-
-/// Connections that may wait to be accepted, listen(2); `net.core.somaxconn` caps it.
-const LISTEN_BACKLOG: i32 = 1024;
-
-/// Opens a listening TCP socket for a [`StreamIo`]: non-blocking, IPv6 only on an IPv6 address, and with `SO_REUSEADDR`, so
-/// that connections of an earlier process in TIME-WAIT do not hold the port.
-///
-/// # Errors
-///
-/// What the kernel said, as for [`bind_udp`].
-pub fn bind_tcp_listener(address: SocketAddr, options: &TcpOptions) -> io::Result<TcpListener> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking().cloexec(),
-        Some(Protocol::TCP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    if options.reuse_port {
-        socket.set_reuse_port(true)?;
-    }
-    // With SO_REUSEADDR two sockets can be bound before either listens: then only listen(2) tells.
-    while_in_use(options.retry_in_use, || socket.bind(&address.into()))?;
-    while_in_use(options.retry_in_use, || socket.listen(LISTEN_BACKLOG))?;
-    Ok(socket.into())
-}
-
-/// Repeats `bind` for as long while the address is in use.
-fn while_in_use(retry: Duration, mut bind: impl FnMut() -> io::Result<()>) -> io::Result<()> {
-    let give_up = Instant::now() + retry;
-    loop {
-        match bind() {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            result => return result,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -581,35 +486,5 @@ mod tests {
             .slots,
             16
         );
-    }
-
-    #[test]
-    fn ipv6_sockets_leave_the_ipv4_port_free() {
-        let options = UdpOptions::default();
-        // Somebody else may hold the IPv4 port of one try, not of a hundred.
-        let both = (0..100).any(|_| {
-            let six = bind_udp("[::]:0".parse().unwrap(), &options).unwrap();
-            let port = six.local_addr().unwrap().port();
-            bind_udp(SocketAddr::from(([0, 0, 0, 0], port)), &options).is_ok()
-        });
-        assert!(both);
-    }
-
-    #[test]
-    fn an_address_in_use_is_retried_until_it_is_free() {
-        let options = UdpOptions::default();
-        let first = bind_udp("127.0.0.1:0".parse().unwrap(), &options).unwrap();
-        let address = first.local_addr().unwrap();
-        let error = bind_udp(address, &options).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        let patient = UdpOptions {
-            retry_in_use: Duration::from_secs(30),
-            ..options
-        };
-        std::thread::scope(|scope| {
-            let second = scope.spawn(|| bind_udp(address, &patient));
-            drop(first);
-            second.join().unwrap().unwrap();
-        });
     }
 }

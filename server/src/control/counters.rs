@@ -100,7 +100,11 @@ pub const IO_COUNTERS: &[CounterSpec] = &[
         "Overflows of a completion queue",
         &[],
     ),
-    counter("waypost_streams_accepted_total", "TCP connections accepted", &[]),
+    counter(
+        "waypost_streams_accepted_total",
+        "TCP connections accepted",
+        &[],
+    ),
     counter(
         "waypost_streams_refused_total",
         "TCP connections closed at once because too many were open",

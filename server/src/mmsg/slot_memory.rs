@@ -108,7 +108,7 @@ impl SlotMemory {
     /// # Safety
     ///
     /// As [`SlotMemory::payload`].
-    pub(crate) unsafe fn from_start(&self, slot: u32, len: usize) -> &[u8] {
+    pub(crate) unsafe fn bytes(&self, slot: u32, len: usize) -> &[u8] {
         assert!(len <= self.slot_bytes as usize);
         // SAFETY: inside the slot, initialised (zeroed), and ours by the caller's promise.
         unsafe { std::slice::from_raw_parts(self.slot_at(slot), len) }

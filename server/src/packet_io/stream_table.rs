@@ -1,12 +1,12 @@
-//! A shard's streams by [`StreamId`]: places with generations, reused oldest first, and the events that wait to be taken.
+//! A shard's streams by [`StreamId`]: places with generations, reused oldest first.
 //!
 //! It owns the sockets until a backend takes them back with [`StreamTable::free`]; it makes no system calls.
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 
+use super::StreamId;
 use super::send_queue::SendQueue;
-use super::{ListenerId, StreamId};
 
 /// One stream and what both backends remember of it. `extra` is the backend's own.
 #[derive(Debug)]
@@ -53,10 +53,12 @@ impl<X> StreamTable<X> {
         self.open as usize
     }
 
-    /// `None` when as many streams as may be are live.
-    pub(crate) fn insert(&mut self, socket: TcpStream, extra: X) -> Option<StreamId> {
-        if self.open == self.most_open {
-            return None;
+    /// Gives the socket back when as many streams as may be are live.
+    pub(crate) fn insert(&mut self, socket: TcpStream, extra: X) -> Result<StreamId, TcpStream> {
+        let places = self.places.len() as u32;
+        let all_used = places == StreamId::PLACES && self.free.is_empty();
+        if self.open == self.most_open || all_used {
+            return Err(socket);
         }
         let entry = Some(StreamEntry {
             socket,
@@ -66,7 +68,6 @@ impl<X> StreamTable<X> {
             listed: false,
             extra,
         });
-        let places = self.places.len() as u32;
         // Places of streams that are wound down still count as used, so there may be more than streams.
         let reused = if places < self.most_open {
             None
@@ -78,10 +79,7 @@ impl<X> StreamTable<X> {
             place.live = true;
             place.entry = entry;
             self.open += 1;
-            return Some(place.id);
-        }
-        if places == StreamId::PLACES {
-            return None;
+            return Ok(place.id);
         }
         let id = StreamId::new(places, 0);
         self.places.push(Place {
@@ -90,7 +88,7 @@ impl<X> StreamTable<X> {
             entry,
         });
         self.open += 1;
-        Some(id)
+        Ok(id)
     }
 
     pub(crate) fn is_live(&self, id: StreamId) -> bool {
@@ -144,34 +142,6 @@ impl<X> StreamTable<X> {
     }
 }
 
-/// An event that waits to be taken; a slot that it names is its own until then.
-#[derive(Debug)]
-pub(crate) enum WaitingEvent {
-    Accepted {
-        listener: ListenerId,
-        stream: StreamId,
-        peer: SocketAddr,
-    },
-    Received {
-        stream: StreamId,
-        slot: u32,
-        len: u32,
-    },
-    Ended {
-        stream: StreamId,
-    },
-}
-
-impl WaitingEvent {
-    pub(crate) fn stream(&self) -> StreamId {
-        match *self {
-            Self::Accepted { stream, .. }
-            | Self::Received { stream, .. }
-            | Self::Ended { stream } => stream,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,7 +154,7 @@ mod tests {
         let socket = || TcpStream::connect(at).unwrap();
         let mut table = StreamTable::new(1);
         let first = table.insert(socket(), ()).unwrap();
-        assert!(table.insert(socket(), ()).is_none());
+        assert!(table.insert(socket(), ()).is_err());
         assert!(table.retire(first) && !table.retire(first));
         assert!(table.get_mut(first).is_none() && table.get_any_mut(first).is_some());
         // The first is still wound down, and keeps nobody out.

@@ -141,8 +141,7 @@ pub enum SendRefused {
 /// One shard's byte streams. The same value also is the shard's [`PacketIo`](super::PacketIo): its `turn` accepts, receives and
 /// sends for streams too.
 pub trait StreamIo: super::PacketIo {
-    /// Takes over a listening socket and starts to accept. The sockets of accepted streams are non-blocking, with
-    /// `TCP_NODELAY`. When `IoConfig::max_streams` are open, connections are accepted and closed at once.
+    /// Takes over a listening socket and starts to accept. Accepted streams have `TCP_NODELAY`. When `IoConfig::max_streams` are open, connections are accepted and closed at once.
     ///
     /// # Errors
     /// What the kernel said, also when it has no memory for the streams' receive slots, which are made with the first listener.
