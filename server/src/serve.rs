@@ -58,11 +58,8 @@ impl Server {
         let mut warnings = Vec::new();
         let use_ring = choose_backend(config.io, &mut warnings)?;
         let (listeners, sockets) = Listeners::bind(config)?;
-        let (descriptors, warning) = relay::descriptors_per_shard(
-            config,
-            listeners.udp_count(),
-            listeners.stream_addresses(),
-        );
+        let (descriptors, warning) =
+            relay::descriptors_per_shard(config, listeners.udp_count(), listeners.stream_count());
         warnings.extend(warning);
         let turn = relay::turn_config(config, &listeners.addresses());
         let mailboxes: Arc<[Mailbox]> = (0..config.shard_count)

@@ -162,19 +162,13 @@ impl Connection {
     ///
     /// # Errors
     /// Not all of it was taken.
-    pub fn flush<P: StreamIo>(
-        &mut self,
-        io: &mut P,
-        stream: StreamId,
-    ) -> Result<(), SendRefused> {
+    pub fn flush<P: StreamIo>(&mut self, io: &mut P, stream: StreamId) -> Result<(), SendRefused> {
         let Some(cipher) = &mut self.cipher else {
             return Ok(());
         };
         let Cipher { session, pending } = &mut **cipher;
         while session.wants_write() {
-            session
-                .write_tls(pending)
-                .expect("memory takes everything");
+            session.write_tls(pending).expect("memory takes everything");
         }
         let mut taken = 0;
         let outcome = pending.chunks(PIECE).try_for_each(|piece| {

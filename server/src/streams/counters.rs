@@ -16,7 +16,11 @@ const fn ended(cause: &'static [(&'static str, &'static str)]) -> CounterSpec {
 
 /// The metrics, in the order of [`StreamCounters::values`].
 pub const STREAM_COUNTERS: &[CounterSpec] = &[
-    gauge("waypost_streams", "TCP and TLS connections that are open", &[]),
+    gauge(
+        "waypost_streams",
+        "TCP and TLS connections that are open",
+        &[],
+    ),
     counter(SERVED, SERVED_HELP, &[("proto", "tcp")]),
     counter(SERVED, SERVED_HELP, &[("proto", "tls")]),
     counter(

@@ -230,8 +230,7 @@ impl Streams {
         let connection = Connection::new(socket, peer, session, serves_rfc5766);
         self.connections.insert(stream, connection);
         let deadline = now + self.config.times.first_message_ms;
-        self.wheel
-            .schedule(deadline, StreamTimer::Deadline(stream));
+        self.wheel.schedule(deadline, StreamTimer::Deadline(stream));
         true
     }
 

@@ -1,6 +1,8 @@
 //! What the admin port asks of the shards: the trait, its values, and their JSON. Limits are checked
 //! here, once; behind the trait every request is sound.
 
+use std::sync::Arc;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 

@@ -293,7 +293,9 @@ impl Config {
         });
         if let Some(address) = clash {
             return Err(ConfigError::new(
-                format!("tls-listen {address} is a --listen address too, which serves TCP without TLS"),
+                format!(
+                    "tls-listen {address} is a --listen address too, which serves TCP without TLS"
+                ),
                 "choose another port for one of them; 5349 is usual for TLS",
             ));
         }

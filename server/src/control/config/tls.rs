@@ -36,11 +36,14 @@ impl Reader<'_> {
     }
 
     fn tls_identity(&self, cert: &str, key: &str) -> Result<Arc<ServerConfig>, ConfigError> {
-        const CERT_REMEDY: &str = "name a PEM file with the certificate first, then those that lead to its root";
-        const KEY_REMEDY: &str = "name a PEM file with the private key of the certificate in --tls-cert, not encrypted";
+        const CERT_REMEDY: &str =
+            "name a PEM file with the certificate first, then those that lead to its root";
+        const KEY_REMEDY: &str =
+            "name a PEM file with the private key of the certificate in --tls-cert, not encrypted";
         let chain: Result<Vec<_>, _> =
             CertificateDer::pem_file_iter(Path::new(cert)).and_then(Iterator::collect);
-        let chain = chain.map_err(|error| self.bad("tls-cert", cert, &reason(error), CERT_REMEDY))?;
+        let chain =
+            chain.map_err(|error| self.bad("tls-cert", cert, &reason(error), CERT_REMEDY))?;
         if chain.is_empty() {
             return Err(self.bad("tls-cert", cert, "holds no certificate", CERT_REMEDY));
         }
