@@ -3,6 +3,7 @@
 //! A listener or stream is watched only for what can be dealt with, since epoll is level-triggered and reports the rest again and
 //! again: a stream for output only while the kernel has no room, a listener not while it rests, an ended stream not at all.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::{Shutdown, TcpListener};
 use std::time::{Duration, Instant};
@@ -35,9 +36,13 @@ fn listener_token(id: ListenerId) -> u64 {
     2 << TOKEN_BITS | u64::from(id.index())
 }
 
-/// The events that a stream is watched for.
 #[derive(Debug, Default)]
-struct Watched(u32);
+struct Watched {
+    /// The events that a stream is watched for.
+    events: u32,
+    /// It is in the list of streams that found no slot.
+    starved: bool,
+}
 
 #[derive(Debug)]
 struct Listener {
@@ -55,6 +60,8 @@ pub(super) struct Streams {
     events: StreamEvents,
     /// Streams with bytes to send and no reason to wait.
     to_send: Vec<StreamId>,
+    /// Streams that found no slot. They come first in the next turn, since epoll always reports in the same order.
+    starved: VecDeque<StreamId>,
 }
 
 impl Streams {
@@ -66,6 +73,7 @@ impl Streams {
             listeners: Vec::new(),
             events: StreamEvents::default(),
             to_send: Vec::new(),
+            starved: VecDeque::new(),
         }
     }
 
@@ -83,6 +91,14 @@ impl Streams {
                 entry.listed = false;
                 send(entry, &mut self.spare, stats);
                 watch(epoll, id, entry);
+            }
+        }
+        for _ in 0..self.starved.len() {
+            if let Some(id) = self.starved.pop_front()
+                && let Some(entry) = self.table.get_mut(id)
+            {
+                entry.extra.starved = false;
+                self.ready(stream_token(id), INPUT, epoll, stats);
             }
         }
         let mut timeout = timeout;
@@ -117,13 +133,18 @@ impl Streams {
         let Some(entry) = self.table.get_mut(id) else {
             return;
         };
-        if ready & (INPUT | BROKEN) != 0 && !entry.ended {
-            receive(id, entry, &mut self.slots, &mut self.events, stats);
-            if entry.failed {
-                entry.queue.clear(&mut self.spare);
-            }
+        if ready & (INPUT | BROKEN) != 0
+            && !entry.ended
+            && !entry.extra.starved
+            && !receive(id, entry, &mut self.slots, &mut self.events, stats)
+        {
+            entry.extra.starved = true;
+            self.starved.push_back(id);
         }
-        if ready & (OUTPUT | BROKEN) != 0 && entry.extra.0 & OUTPUT != 0 {
+        if entry.failed {
+            entry.queue.clear(&mut self.spare);
+        }
+        if ready & (OUTPUT | BROKEN) != 0 && entry.extra.events & OUTPUT != 0 {
             send(entry, &mut self.spare, stats);
         }
         watch(epoll, id, entry);
@@ -152,7 +173,7 @@ impl Streams {
             };
             // It can fail only for a connection that is gone, and then the end is received.
             let _ = socket.set_nodelay(true);
-            let stream = match self.table.insert(socket, Watched(0)) {
+            let stream = match self.table.insert(socket, Watched::default()) {
                 Ok(stream) => stream,
                 Err(socket) => {
                     stats.streams_refused += 1;
@@ -185,7 +206,7 @@ impl Streams {
             stats.stream_sends_refused += 1;
             return Err(SendRefused::Full);
         }
-        if !entry.listed && entry.extra.0 & OUTPUT == 0 {
+        if !entry.listed && entry.extra.events & OUTPUT == 0 {
             entry.listed = true;
             self.to_send.push(id);
         }
@@ -237,17 +258,18 @@ fn send(entry: &mut StreamEntry<Watched>, spare: &mut SpareBuffers, stats: &mut 
     }
 }
 
+/// Receives a turn's share; false if there was no slot for it.
 fn receive(
     id: StreamId,
     entry: &mut StreamEntry<Watched>,
     slots: &mut Slots,
     events: &mut StreamEvents,
     stats: &mut IoStats,
-) {
+) -> bool {
     for _ in 0..SLOTS_A_TURN {
         let Some(slot) = slots.nth_free(0) else {
             stats.stream_enobufs += 1;
-            return;
+            return false;
         };
         let room = slots.memory.slot_bytes() as usize;
         stats.enters += 1;
@@ -276,8 +298,9 @@ fn receive(
                 events.ended(id);
             }
         }
-        return;
+        break;
     }
+    true
 }
 
 /// Watches a stream for what can be dealt with now; false if the kernel has no memory to watch it.
@@ -285,7 +308,7 @@ fn watch(epoll: &Epoll, id: StreamId, entry: &mut StreamEntry<Watched>) -> bool 
     let input = if entry.ended { 0 } else { INPUT };
     let blocked = !entry.listed && !entry.failed && !entry.queue.is_empty();
     let events = input | if blocked { OUTPUT } else { 0 };
-    let before = std::mem::replace(&mut entry.extra.0, events);
+    let before = std::mem::replace(&mut entry.extra.events, events);
     before == events
         || epoll
             .change(&entry.socket, stream_token(id), before, events)

@@ -53,7 +53,13 @@ impl SendQueue {
         if bytes > 0 && self.waiting.capacity() == 0 {
             self.waiting = spare.take();
         }
-        self.waiting.reserve(bytes);
+        let wanted = self.waiting.len() + bytes;
+        if wanted > self.waiting.capacity() {
+            // Doubling as a vector does, but not beyond the bound.
+            let capacity = (2 * self.waiting.capacity()).min(STREAM_QUEUE_BYTES);
+            self.waiting
+                .reserve_exact(capacity.max(wanted) - self.waiting.len());
+        }
         for part in parts {
             self.waiting.extend_from_slice(part);
         }

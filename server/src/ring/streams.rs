@@ -125,10 +125,12 @@ impl Streams {
             self.cancel(id, queue)?;
         }
         self.close_finished();
-        while self.buffers.has_available()
-            && let Some(id) = self.to_receive.pop()
-        {
-            if let Some(entry) = self.table.get_mut(id) {
+        if self.buffers.has_available() {
+            // In the order in which they ended: whoever found no slot comes first.
+            for id in self.to_receive.drain(..) {
+                let Some(entry) = self.table.get_mut(id) else {
+                    continue;
+                };
                 let fd = types::Fd(entry.socket.as_raw_fd());
                 let receive = opcode::RecvMulti::new(fd, STREAM_GROUP)
                     .build()

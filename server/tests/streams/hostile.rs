@@ -81,7 +81,7 @@ fn garbage_ends_a_stream() {
     for io in BACKENDS {
         let server = server(io, "1", &identity, &[]);
         let mut stream = Stream::tcp(server.main_addr());
-        stream.send(b"GET / HTTP/1.1\r\n\r\n");
+        stream.send(b"POST / HTTP/1.1\r\n\r\n");
         stream.expect_end();
         let mut stream = Stream::tls(server.tls_addrs()[0], &identity.client);
         stream.send(&binding(1));
