@@ -332,7 +332,14 @@ fn debians_client_passes_without_loss() {
 fn debians_client(io: &str, mode: &[&str], transport: &[&str]) {
     let identity = identity::Identity::new();
     let (cert, key) = (identity.cert(), identity.key());
-    let tls = ["--tls-listen", "127.0.0.1:0", "--tls-cert", &cert, "--tls-key", &key];
+    let tls = [
+        "--tls-listen",
+        "127.0.0.1:0",
+        "--tls-cert",
+        &cert,
+        "--tls-key",
+        &key,
+    ];
     let server = server_with(io, "127.0.0.1:0", &tls);
     let server_addr = match transport {
         [_, "-S"] => server.tls_addrs()[0],

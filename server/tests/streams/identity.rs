@@ -9,6 +9,7 @@ use rustls::{ClientConfig, RootCertStore};
 /// A self-signed certificate of `localhost`. Its files go with it.
 pub struct Identity {
     directory: PathBuf,
+    #[allow(dead_code, reason = "not every test connects to what it is for")]
     pub client: Arc<ClientConfig>,
 }
 
