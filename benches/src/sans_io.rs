@@ -102,6 +102,7 @@ fn new_shard(entries: usize) -> Shard {
         index: 0,
         count: 1,
         sockets: vec![SocketRole::Main],
+        discovery: Vec::new(),
         lobby: LobbyConfig {
             sessions_max: entries,
             members_max: 2 * entries,

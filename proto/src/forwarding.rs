@@ -297,6 +297,12 @@ impl ForwardingTable {
         }
     }
 
+    /// Whether a source is a member or a TURN client.
+    #[must_use]
+    pub fn is_known(&self, socket: SocketIndex, source: ClientAddr) -> bool {
+        self.by_source.contains_key(&(socket, source.0))
+    }
+
     /// The allocation of a source, if it has one.
     #[must_use]
     pub fn allocation_of(&self, socket: SocketIndex, source: ClientAddr) -> Option<u32> {

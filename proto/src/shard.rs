@@ -27,6 +27,8 @@ use crate::wire::native::{self, BadFields, Fields, SeatHandle, code};
 use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
 use crate::wire::{self, Kind};
 
+use self::streams::OpenStreams;
+
 mod binding;
 mod credential;
 mod guest;
@@ -48,6 +50,19 @@ pub enum SocketRole {
     Main,
     /// The second vantage port: Binding only.
     Probe,
+    /// Accepts the streams of one shard, which serve all that the main port serves. Each has the number of its listener, so
+    /// that every shard knows whose a stream is.
+    Stream {
+        /// The shard.
+        shard: u16,
+    },
+}
+
+impl SocketRole {
+    /// Whether everything is served there.
+    const fn is_full(self) -> bool {
+        matches!(self, Self::Main | Self::Stream { .. })
+    }
 }
 
 /// What a shard is made with.
@@ -103,6 +118,7 @@ pub struct Shard {
     home: u16,
     count: u16,
     sockets: Vec<SocketRole>,
+    streams: OpenStreams,
     access: RendezvousAccess,
     wall: WallClock,
     nonces: NonceKeys,
@@ -153,6 +169,8 @@ macro_rules! step {
     };
 }
 
+mod streams;
+
 impl Shard {
     /// A shard without sessions.
     #[must_use]
@@ -198,6 +216,7 @@ impl Shard {
             index: config.index,
             home: config.index,
             count: config.count,
+            streams: OpenStreams::new(std::array::from_fn(|_| turn_rng.random())),
             sockets: config.sockets,
             access: config.access,
             wall: config.wall,
@@ -250,18 +269,18 @@ impl Shard {
             return self.relay(forwarded.map_err(NotForwarded::counter));
         };
         match (wire::kind(datagram), role) {
-            (Kind::ChannelData, SocketRole::Main) => {
+            (Kind::ChannelData, role) if role.is_full() => {
                 let forwarded = self.forwarding.forward(now, socket, source, datagram);
                 let forwarded = forwarded.map_err(NotForwarded::counter);
                 self.relay_or_pass_on(forwarded, socket, source, datagram)
             }
-            (Kind::Other, SocketRole::Main) if self.turn.serves_rfc5766() => {
+            (Kind::Other, role) if role.is_full() && self.turn.serves_rfc5766() => {
                 let table = &mut self.forwarding;
                 let forwarded = table.forward_rfc5766(now, socket, source, datagram);
                 let forwarded = forwarded.map_err(NotForwarded::counter);
                 self.relay_or_pass_on(forwarded, socket, source, datagram)
             }
-            (Kind::Stun, SocketRole::Main) if datagram.starts_with(&SEND_INDICATION) => {
+            (Kind::Stun, role) if role.is_full() && datagram.starts_with(&SEND_INDICATION) => {
                 let forwarded = Message::parse(datagram)
                     .map_err(|_| Counter::DropParse)
                     .and_then(|message| {
@@ -333,17 +352,19 @@ impl Shard {
                 self.binding
                     .handle(now, out, counters, socket, source, &message)
             }
-            (Class::Request, method, SocketRole::Main) if native::method::is_native(method) => {
-                self.handle_native(now, socket, source, &message)
+            (Class::Request, method, role)
+                if role.is_full() && native::method::is_native(method) =>
+            {
+                self.handle_native(now, socket, source, role, &message)
             }
-            (Class::Request, method, SocketRole::Main) if stun::method::is_turn(method) => {
+            (Class::Request, method, role) if role.is_full() && stun::method::is_turn(method) => {
                 if self.pass_on(socket, source, datagram) {
                     return Ok(());
                 }
                 self.turn
                     .handle_request(step!(self, now), socket, source, &message)
             }
-            (Class::Success, native::method::EVENT, SocketRole::Main) => {
+            (Class::Success, native::method::EVENT, role) if role.is_full() => {
                 self.handle_acknowledgement(now, socket, source, &message)
             }
             _ => Err(Counter::DropMethod),
@@ -356,6 +377,7 @@ impl Shard {
         now: Millis,
         socket: SocketIndex,
         source: ClientAddr,
+        role: SocketRole,
         message: &Message<'_>,
     ) -> Result<(), Counter> {
         let unix_secs = self.wall.unix_secs(now);
@@ -370,10 +392,15 @@ impl Shard {
                 return self.challenge(unix_secs, socket, source, message, code::STALE_NONCE);
             }
         };
+        let stream = self.streams.serial(socket, source);
+        if stream.is_none() && matches!(role, SocketRole::Stream { .. }) {
+            return Err(Counter::DropStale);
+        }
         let origin = Origin {
             addr: proven,
             socket,
             home: self.index,
+            stream,
         };
         if self.forwarding.is_turn(socket, source) {
             self.answer_error(origin, message, code::MISMATCH);
@@ -663,9 +690,16 @@ impl Shard {
             Mail::AddFlow {
                 socket,
                 source,
+                stream,
                 handle,
             } => {
                 let client = ClientAddr(source.addr());
+                if let Some(stream) = stream
+                    && self.streams.serial(socket, client) != Some(stream)
+                {
+                    self.mail_stream_ended(handle, socket, stream);
+                    return;
+                }
                 match self.forwarding.add_flow(socket, client, handle) {
                     Ok(None) => {}
                     Ok(Some(handle)) => self.outbox.mail.push((
@@ -686,6 +720,13 @@ impl Shard {
             } => self
                 .lobby
                 .handle_displaced(turn!(self, now), handle, socket, source),
+            Mail::StreamEnded {
+                handle,
+                socket,
+                stream,
+            } => self
+                .lobby
+                .handle_stream_ended(turn!(self, now), handle, socket, stream),
             Mail::RemoveFlow {
                 socket,
                 source,

@@ -10,3 +10,4 @@ pub mod packet_io;
 pub mod ring;
 pub mod serve;
 pub mod shard;
+pub mod streams;

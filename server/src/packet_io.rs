@@ -5,9 +5,14 @@
 //! dynamic dispatch per packet. Nothing here knows what the bytes mean: it never parses a payload,
 //! never decides where a packet goes and never logs.
 
+mod bind;
 mod failure;
 mod pace;
+mod send_queue;
 mod socket_table;
+mod stream_events;
+mod stream_table;
+mod streams;
 mod train;
 mod wire_addr;
 
@@ -17,11 +22,20 @@ use std::net::{SocketAddr, UdpSocket};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+pub use bind::{TcpOptions, UdpOptions, bind_tcp_listener, bind_udp};
 pub(crate) use failure::{SendFailure, classify_single, classify_train, kernel_corrupts_trains};
 pub(crate) use pace::{Pace, Wait};
+pub(crate) use send_queue::SpareBuffers;
 pub(crate) use socket_table::{SocketEntry, SocketTable};
+pub(crate) use stream_events::StreamEvents;
+pub(crate) use stream_table::{StreamEntry, StreamTable};
+pub(crate) use streams::{ACCEPT_PAUSE, STREAM_SLOT_BYTES, STREAM_SLOTS};
+pub use streams::{
+    ListenerId, MAX_STREAMS, STREAM_QUEUE_BYTES, SendRefused, StreamBytes, StreamEvent, StreamId,
+    StreamIo,
+};
 pub(crate) use train::{Segment, Train, Trains};
 pub(crate) use wire_addr::WireAddr;
 
@@ -310,6 +324,22 @@ pub struct IoStats {
     pub receive_errors: u64,
     /// Times the completion queue overflowed: a bug alarm.
     pub cq_overflows: u64,
+    /// Streams accepted and handed out.
+    pub streams_accepted: u64,
+    /// Connections accepted and closed at once, because [`IoConfig::max_streams`] were open.
+    pub streams_refused: u64,
+    /// Streams closed by [`StreamIo::close_stream`].
+    pub streams_closed: u64,
+    /// Errors that the kernel reported on accepting, for instance for want of descriptors.
+    pub stream_accept_errors: u64,
+    /// Bytes handed out by [`StreamIo::next_stream_event`].
+    pub stream_bytes_received: u64,
+    /// Bytes that the kernel took from streams' queues.
+    pub stream_bytes_sent: u64,
+    /// Sends refused with [`SendRefused::Full`].
+    pub stream_sends_refused: u64,
+    /// Times a stream's bytes found no free receive slot. They wait in the socket.
+    pub stream_enobufs: u64,
 }
 
 /// Sizes of one backend value.
@@ -327,16 +357,20 @@ pub struct IoConfig {
     /// A datagram that arrives at an idle shard never waits. If not 0, the timers of the thread
     /// that makes the backend are set to fire on time (`PR_SET_TIMERSLACK`, prctl(2)).
     pub coalesce_us: u32,
+    /// Most streams that are open at a time, at most [`MAX_STREAMS`]. Each takes a descriptor of the process, and up to twice
+    /// [`STREAM_QUEUE_BYTES`] of memory if its peer does not read.
+    pub max_streams: u32,
 }
 
 impl Default for IoConfig {
-    /// 2048 slots of 2 KiB, 4096 sockets, no waiting.
+    /// 2048 slots of 2 KiB, 4096 sockets, 4096 streams, no waiting.
     fn default() -> Self {
         Self {
             slots: 2048,
             slot_bytes: 2048,
             max_sockets: 4096,
             coalesce_us: 0,
+            max_streams: 4096,
         }
     }
 }
@@ -349,6 +383,7 @@ impl IoConfig {
             ("slot_bytes", self.slot_bytes, 128, 65_600),
             ("max_sockets", self.max_sockets, 1, MAX_SOCKETS),
             ("coalesce_us", self.coalesce_us, 0, 10_000),
+            ("max_streams", self.max_streams, 1, MAX_STREAMS),
         ];
         for (name, value, least, most) in ranges {
             if !(least..=most).contains(&value) {
@@ -433,62 +468,6 @@ impl std::error::Error for SetupError {
     }
 }
 
-/// How [`bind_udp`] opens a socket.
-#[derive(Clone, Debug, Default)]
-pub struct UdpOptions {
-    /// Join the `SO_REUSEPORT` group of the address.
-    pub reuse_port: bool,
-    /// `SO_RCVBUF` in bytes; `None` leaves the system's default.
-    pub recv_buffer_bytes: Option<usize>,
-    /// `SO_SNDBUF` in bytes; `None` leaves the system's default.
-    pub send_buffer_bytes: Option<usize>,
-    /// How long to retry while the address is still in use: a ring that was killed gives its ports
-    /// back asynchronously. Zero for relay ports, about 3 s for a listener at start.
-    pub retry_in_use: Duration,
-}
-
-/// Opens a UDP socket for a [`PacketIo`]: non-blocking, IPv6 only on an IPv6 address, and with
-/// `IP_MTU_DISCOVER` on PROBE, which lets the sender see EMSGSIZE and skips the IP ID generator.
-///
-/// Buffer sizes above `net.core.rmem_max` need CAP_NET_ADMIN; without it the kernel caps them.
-///
-/// # Errors
-///
-/// What the kernel said: EADDRINUSE when the address is taken (after the retries),
-/// EADDRNOTAVAIL when it is not this host's, EAFNOSUPPORT without IPv6, EMFILE.
-pub fn bind_udp(address: SocketAddr, options: &UdpOptions) -> io::Result<UdpSocket> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM.nonblocking().cloexec(),
-        Some(Protocol::UDP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    if options.reuse_port {
-        socket.set_reuse_port(true)?;
-    }
-    if let Some(bytes) = options.recv_buffer_bytes {
-        crate::mmsg::sys::set_receive_buffer(&socket, bytes)?;
-    }
-    if let Some(bytes) = options.send_buffer_bytes {
-        crate::mmsg::sys::set_send_buffer(&socket, bytes)?;
-    }
-    let discovery = crate::mmsg::sys::MtuDiscovery::Probe;
-    crate::mmsg::sys::set_mtu_discovery(&socket, address.is_ipv6(), discovery)?;
-    let give_up = Instant::now() + options.retry_in_use;
-    loop {
-        match socket.bind(&address.into()) {
-            Ok(()) => return Ok(socket.into()),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -522,35 +501,5 @@ mod tests {
             .slots,
             16
         );
-    }
-
-    #[test]
-    fn ipv6_sockets_leave_the_ipv4_port_free() {
-        let options = UdpOptions::default();
-        // Somebody else may hold the IPv4 port of one try, not of a hundred.
-        let both = (0..100).any(|_| {
-            let six = bind_udp("[::]:0".parse().unwrap(), &options).unwrap();
-            let port = six.local_addr().unwrap().port();
-            bind_udp(SocketAddr::from(([0, 0, 0, 0], port)), &options).is_ok()
-        });
-        assert!(both);
-    }
-
-    #[test]
-    fn an_address_in_use_is_retried_until_it_is_free() {
-        let options = UdpOptions::default();
-        let first = bind_udp("127.0.0.1:0".parse().unwrap(), &options).unwrap();
-        let address = first.local_addr().unwrap();
-        let error = bind_udp(address, &options).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        let patient = UdpOptions {
-            retry_in_use: Duration::from_secs(30),
-            ..options
-        };
-        std::thread::scope(|scope| {
-            let second = scope.spawn(|| bind_udp(address, &patient));
-            drop(first);
-            second.join().unwrap().unwrap();
-        });
     }
 }

@@ -19,7 +19,7 @@ use waypost_proto::nonce::ServerSecret;
 use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, time_limited_password};
 use waypost_proto::time::{Millis, WallClock};
 
-use self::listeners::Listeners;
+use self::listeners::{Listeners, ShardSockets};
 use self::rendezvous::Shards;
 use crate::control::admin::Rendezvous;
 use crate::control::config::{Config, ConfigError, Host, Invocation, IoChoice, Sources};
@@ -30,9 +30,10 @@ use crate::control::thread::{Control, bind_admin};
 use crate::control::{doctor, logging, signals};
 use crate::mailbox::{Mailbox, Post};
 use crate::mmsg::Mmsg;
-use crate::packet_io::{IoConfig, PacketIo, SetupError};
+use crate::packet_io::{IoConfig, SetupError, StreamIo};
 use crate::ring::{self, Ring};
 use crate::shard::{EventLoop, SocketMap};
+use crate::streams::{Staged, Streams, StreamsConfig};
 
 /// How long a shard may take to get ready.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -57,7 +58,8 @@ impl Server {
         let mut warnings = Vec::new();
         let use_ring = choose_backend(config.io, &mut warnings)?;
         let (listeners, sockets) = Listeners::bind(config)?;
-        let (sockets_max, warning) = relay::sockets_per_shard(config, listeners.addresses().len());
+        let (descriptors, warning) =
+            relay::descriptors_per_shard(config, listeners.udp_count(), listeners.stream_count());
         warnings.extend(warning);
         let turn = relay::turn_config(config, &listeners.addresses());
         let mailboxes: Arc<[Mailbox]> = (0..config.shard_count)
@@ -103,7 +105,8 @@ impl Server {
                     .filter(|_| config.pin),
                 io: IoConfig {
                     coalesce_us: config.coalesce_us,
-                    max_sockets: sockets_max,
+                    max_sockets: descriptors.sockets,
+                    max_streams: descriptors.streams,
                     ..IoConfig::default()
                 },
                 shard: ShardConfig {
@@ -118,6 +121,15 @@ impl Server {
                     wall,
                     seed: random_seed()?,
                     placement_seeds,
+                },
+                streams: StreamsConfig {
+                    shard: u16::try_from(index).expect("at most 128 shards"),
+                    roles: server.listeners.roles(),
+                    listeners: Vec::new(),
+                    per_source: config.streams_per_source,
+                    times: config.stream_times,
+                    serves_rfc5766: config.turn_compat,
+                    tls: config.tls.clone(),
                 },
                 sockets,
                 mailboxes: Arc::clone(&server.mailboxes),
@@ -165,6 +177,17 @@ impl Server {
     /// # Errors
     /// As [`Server::start`], and for bad options.
     pub fn start_with(options: &[&str]) -> Result<Self, ConfigError> {
+        Self::start_adjusted(options, |_| ())
+    }
+
+    /// As [`Server::start_with`], with a last word on what is not an option.
+    ///
+    /// # Errors
+    /// As [`Server::start_with`].
+    pub fn start_adjusted(
+        options: &[&str],
+        adjust: impl FnOnce(&mut Config),
+    ) -> Result<Self, ConfigError> {
         let base = [
             "waypost-server",
             "--listen",
@@ -186,7 +209,10 @@ impl Server {
             host: Host::detect(|_| None),
         };
         match sources.invocation()? {
-            Invocation::Serve(config) => Self::start(&config, &Secret::new(&random_seed()?)),
+            Invocation::Serve(mut config) => {
+                adjust(&mut config);
+                Self::start(&config, &Secret::new(&random_seed()?))
+            }
             _ => Err(ConfigError::new(
                 "these options do not start a server",
                 "leave out --help, --print-config and the like",
@@ -204,6 +230,12 @@ impl Server {
     #[must_use]
     pub fn main_addrs(&self) -> Vec<SocketAddr> {
         self.listeners.main_addrs()
+    }
+
+    /// The addresses of TLS.
+    #[must_use]
+    pub fn tls_addrs(&self) -> Vec<SocketAddr> {
+        self.listeners.tls_addrs()
     }
 
     /// The second vantage port; 0 if there is none.
@@ -258,7 +290,8 @@ struct Birth {
     core: Option<usize>,
     io: IoConfig,
     shard: ShardConfig,
-    sockets: Vec<std::net::UdpSocket>,
+    streams: StreamsConfig,
+    sockets: ShardSockets,
     mailboxes: Arc<[Mailbox]>,
     answers: Sender<(u64, DoorAnswer)>,
     publisher: ShardPublisher,
@@ -268,7 +301,7 @@ struct Birth {
 
 impl Birth {
     /// Becomes a shard on this thread, and serves.
-    fn live<P: PacketIo>(self, backend: impl FnOnce(&IoConfig) -> Result<P, SetupError>) {
+    fn live<P: StreamIo>(mut self, backend: impl FnOnce(&IoConfig) -> Result<P, SetupError>) {
         if let Some(core) = self.core {
             pin_to(core);
         }
@@ -279,12 +312,7 @@ impl Birth {
                 return;
             }
         };
-        let added: Result<Vec<_>, _> = self
-            .sockets
-            .into_iter()
-            .map(|socket| io.add_socket(socket))
-            .collect();
-        let sockets = match added {
+        let sockets = match self.sockets.add_to(&mut io, &mut self.streams.listeners) {
             Ok(sockets) => SocketMap::of_listeners(&sockets),
             Err(error) => {
                 let failed = ConfigError::new(
@@ -303,6 +331,8 @@ impl Birth {
             shard: Shard::new(self.shard, Millis(0)),
             index: self.index,
             sockets,
+            streams: Streams::new(self.streams, Millis(0)),
+            staged: Staged::default(),
             mailboxes: self.mailboxes,
             answers: self.answers,
             publisher: self.publisher,

@@ -14,12 +14,14 @@ use waypost_proto::shard::{Shard, Verdict};
 use waypost_proto::time::Millis;
 use waypost_proto::turn::{RelayCommand, RelayRefusal};
 
-use crate::control::counters::{IO_TABLE, PROTOCOL_TABLE, io_values};
+use crate::control::counters::{IO_TABLE, PROTOCOL_TABLE, STREAM_TABLE, io_values};
 use crate::control::metrics::ShardPublisher;
-use crate::mailbox::{Mailbox, Post};
-use crate::packet_io::{PacketIo, Received, UdpOptions, bind_udp};
+use crate::mailbox::{Mailbox, Post, StreamFrame};
+use crate::packet_io::{Received, StreamIo, UdpOptions, bind_udp};
+use crate::streams::{Staged, Streams, Urgency};
 
 mod socket_map;
+mod stream_turn;
 
 pub use socket_map::SocketMap;
 
@@ -40,6 +42,10 @@ pub struct EventLoop<P> {
     pub index: usize,
     /// What the protocol calls each socket.
     pub sockets: SocketMap,
+    /// TCP and TLS clients.
+    pub streams: Streams,
+    /// Packets that came on the stream whose turn it is.
+    pub staged: Staged,
     /// Every shard's mailbox.
     pub mailboxes: Arc<[Mailbox]>,
     /// Answers for the control thread.
@@ -50,7 +56,7 @@ pub struct EventLoop<P> {
     pub epoch: Instant,
 }
 
-impl<P: PacketIo> EventLoop<P> {
+impl<P: StreamIo> EventLoop<P> {
     /// Runs until [`Post::Stop`] comes.
     ///
     /// # Errors
@@ -63,9 +69,9 @@ impl<P: PacketIo> EventLoop<P> {
         let mut now = Millis(0);
         loop {
             let timeout = if mailbox.fall_asleep() && undelivered.is_empty() {
-                self.shard
-                    .poll_timeout()
-                    .map_or(TICK, |at| TICK.min(Duration::from_millis(at.since(now))))
+                let timers = [self.shard.poll_timeout(), self.streams.poll_timeout(now)];
+                let next = timers.into_iter().flatten().min();
+                next.map_or(TICK, |at| TICK.min(Duration::from_millis(at.since(now))))
             } else {
                 Duration::ZERO
             };
@@ -78,6 +84,7 @@ impl<P: PacketIo> EventLoop<P> {
             while let Some(received) = self.io.next() {
                 self.handle(now, received);
             }
+            self.handle_stream_events(now);
             for _ in 0..MAIL_PER_TURN {
                 match mailbox.take() {
                     Some(Post::Mail(mail)) => self.shard.handle_mail(now, mail),
@@ -86,13 +93,24 @@ impl<P: PacketIo> EventLoop<P> {
                         self.shard.set_access(access);
                         self.shard.set_turn_secrets(secrets);
                     }
+                    Some(Post::ToStream(frame)) => {
+                        self.send_to_stream(now, &frame, Urgency::Control);
+                    }
+                    Some(Post::Tls(tls)) => self.streams.set_tls(tls),
                     Some(Post::Stop) => return Ok(()),
                     None => break,
                 }
             }
+            for _ in 0..MAIL_PER_TURN {
+                match mailbox.take_frame() {
+                    Some(frame) => self.send_to_stream(now, &frame, Urgency::Relayed),
+                    None => break,
+                }
+            }
+            self.end_streams(now);
             self.shard.handle_timeout(now);
             self.carry_out_relay_commands(now);
-            self.flush(&mut undelivered);
+            self.flush(now, &mut undelivered);
             if now.since(Millis(published_ms)) >= PUBLISH_EVERY_MS {
                 published_ms = now.0;
                 self.publisher.tick(woken, cpu_time());
@@ -100,6 +118,8 @@ impl<P: PacketIo> EventLoop<P> {
                     .publish(IO_TABLE, &io_values(self.io.stats()));
                 self.publisher
                     .publish(PROTOCOL_TABLE, self.shard.counters().values());
+                self.publisher
+                    .publish(STREAM_TABLE, &self.streams.counters().values());
             }
         }
     }
@@ -120,6 +140,7 @@ impl<P: PacketIo> EventLoop<P> {
             return;
         };
         let Some(egress) = self.sockets.id(forward.route.egress) else {
+            self.forward_to_stream(now, &forward, &buf);
             return;
         };
         let frame = forward.frame();
@@ -175,7 +196,7 @@ impl<P: PacketIo> EventLoop<P> {
     }
 
     /// Sends what the protocol wants sent. Mail that must arrive waits here if the other mailbox is full.
-    fn flush(&mut self, undelivered: &mut VecDeque<(u16, Post)>) {
+    fn flush(&mut self, now: Millis, undelivered: &mut VecDeque<(u16, Post)>) {
         while let Some((shard, post)) = undelivered.pop_front() {
             if let Err(post) = self.mailboxes[usize::from(shard)].post(post) {
                 undelivered.push_front((shard, post));
@@ -184,14 +205,29 @@ impl<P: PacketIo> EventLoop<P> {
         }
         let outbox = self.shard.outbox();
         for transmit in &outbox.transmits {
-            let Some(socket) = self.sockets.id(transmit.socket) else {
+            let bytes = &outbox.bytes[transmit.start..transmit.end];
+            if let Some(socket) = self.sockets.id(transmit.socket) {
+                self.io.send(socket, transmit.to.to_socket_addr(), bytes);
+                continue;
+            }
+            let at = (transmit.socket, transmit.to);
+            let Some(shard) = self.streams.owner(transmit.socket) else {
                 continue;
             };
-            self.io.send(
-                socket,
-                transmit.to.to_socket_addr(),
-                &outbox.bytes[transmit.start..transmit.end],
-            );
+            if usize::from(shard) == self.index {
+                let urgency = Urgency::Control;
+                self.streams.send(now, &mut self.io, at, bytes, urgency);
+                continue;
+            }
+            let (socket, to) = at;
+            let bytes = bytes.into();
+            let post = Post::ToStream(StreamFrame { socket, to, bytes });
+            let refused = if undelivered.is_empty() {
+                self.mailboxes[usize::from(shard)].post(post).err()
+            } else {
+                Some(post)
+            };
+            undelivered.extend(refused.map(|post| (shard, post)));
         }
         let mut lost = 0;
         for (shard, mail) in outbox.mail.drain(..) {

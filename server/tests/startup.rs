@@ -3,6 +3,9 @@
 // A test may not go on after what it needs has failed, and a filter for system calls can be installed only by unsafe code.
 #![allow(clippy::unwrap_used, unsafe_code)]
 
+#[path = "streams/identity.rs"]
+mod identity;
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::UdpSocket;
 use std::os::unix::process::CommandExt;
@@ -10,6 +13,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use waypost_proto::wire::stun::{Class, Message, MessageWriter, TransactionId, attr, method};
+
+/// A wait that ends a hung test; no test passes because of it.
+const HANG: Duration = Duration::from_secs(20);
 
 /// The server on ports that the kernel chooses.
 fn server(options: &[&str]) -> Command {
@@ -258,4 +264,54 @@ fn help_and_doctor_end_well() {
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         assert!(!output.stdout.is_empty(), "{arguments:?}");
     }
+}
+
+#[test]
+fn certificate_and_key_are_held_against_each_other_and_reloaded() {
+    let (mine, other) = (identity::Identity::new(), identity::Identity::new());
+    let (cert, key, other_key) = (mine.cert(), mine.key(), other.key());
+    let tls = ["--tls-listen", "127.0.0.1:0", "--tls-cert", &cert];
+    let with_key = |key| [&tls[..], &["--tls-key", key]].concat();
+    let error = refuse(server(&with_key(&other_key)));
+    assert!(error.contains("does not go with tls-cert"), "{error}");
+    let error = refuse(server(&with_key(&cert)));
+    assert!(error.contains("holds nothing of the kind"), "{error}");
+    let error = refuse(server(&tls));
+    assert!(error.contains("tls-key is not given"), "{error}");
+
+    let (mut server_process, lines) = start(server(&with_key(&key)));
+    let mut log = BufReader::new(server_process.0.stderr.take().unwrap()).lines();
+    let at: std::net::SocketAddr = address(&lines, "tls").parse().unwrap();
+    assert!(!address(&lines, "tcp").is_empty());
+    // A handshake that fails has seen another certificate than it trusts.
+    let trusts = |client: &std::sync::Arc<rustls::ClientConfig>| {
+        let name = "localhost".try_into().unwrap();
+        let mut session = rustls::ClientConnection::new(client.clone(), name).unwrap();
+        let mut socket = std::net::TcpStream::connect(at).unwrap();
+        socket.set_read_timeout(Some(HANG)).unwrap();
+        session.complete_io(&mut socket).is_ok()
+    };
+    let reload = || {
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&server_process.0),
+            rustix::process::Signal::HUP,
+        )
+        .unwrap();
+    };
+    assert!(trusts(&mine.client));
+    // A key that does not fit changes nothing; the next good pair does.
+    std::fs::write(&key, std::fs::read(&other_key).unwrap()).unwrap();
+    reload();
+    let refused = log.find(|line| line.as_ref().unwrap().contains("does not go with"));
+    assert!(refused.unwrap().unwrap().contains("is as it was"));
+    assert!(trusts(&mine.client));
+    let renewed = mine.renew();
+    reload();
+    // It is logged before every shard has been told.
+    assert!(log.any(|line| line.unwrap().contains("was taken over")));
+    let give_up = std::time::Instant::now() + HANG;
+    while !trusts(&renewed) {
+        assert!(std::time::Instant::now() < give_up, "the old certificate");
+    }
+    assert!(!trusts(&mine.client));
 }

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "streams/identity.rs"]
+mod identity;
+
 use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::net::{SocketAddr, UdpSocket};
@@ -22,6 +25,10 @@ const REALM: &str = "waypost";
 const BACKENDS: [&str; 2] = ["uring", "mmsg"];
 
 fn server(io: &str, listen: &str) -> Server {
+    server_with(io, listen, &[])
+}
+
+fn server_with(io: &str, listen: &str, given: &[&str]) -> Server {
     let options = ["--io", io, "--listen", listen, "--shards", "2"];
     let turn = [
         "--user",
@@ -30,7 +37,7 @@ fn server(io: &str, listen: &str) -> Server {
         "127.0.0.0/8",
     ];
     let more = ["--allow-peer", "::1", "--turn-compat", "true"];
-    Server::start_with(&[&options[..], &turn, &more].concat()).unwrap()
+    Server::start_with(&[&options[..], &turn, &more, given].concat()).unwrap()
 }
 
 /// Receives, also when a signal comes between: a receive with a timeout is not restarted (signal(7)).
@@ -440,8 +447,8 @@ fn debians_client_passes_without_loss() {
         eprintln!("skipped: turnutils_uclient (Debian package coturn) is not installed");
         return;
     }
-    // Channels, indications, client to client by channels, client to client by indications; all at once, since the client
-    // waits a lot.
+    // Channels, indications, client to client by channels, client to client by indications, over UDP, TCP and TLS; all at
+    // once, since the client waits a lot.
     std::thread::scope(|scope| {
         for io in BACKENDS {
             for mode in [
@@ -450,22 +457,40 @@ fn debians_client_passes_without_loss() {
                 &["-c", "-y"],
                 &["-c", "-y", "-s"],
             ] {
-                scope.spawn(move || debians_client(io, mode));
+                for transport in [&[][..], &["-t"], &["-t", "-S"]] {
+                    scope.spawn(move || debians_client(io, mode, transport));
+                }
             }
             // Without -c each of its clients reserves a second port and redeems it from another five-tuple: of either shard.
             for mode in [&[][..], &["-y"]] {
-                scope.spawn(move || debians_client(io, mode));
+                scope.spawn(move || debians_client(io, mode, &[]));
             }
         }
     });
 }
 
-fn debians_client(io: &str, mode: &[&str]) {
-    let server = server(io, "127.0.0.1:0");
-    let [port, peer_port] = [server.main_addr(), echo_peer()].map(|at| at.port().to_string());
+fn debians_client(io: &str, mode: &[&str], transport: &[&str]) {
+    let identity = identity::Identity::new();
+    let (cert, key) = (identity.cert(), identity.key());
+    let tls = [
+        "--tls-listen",
+        "127.0.0.1:0",
+        "--tls-cert",
+        &cert,
+        "--tls-key",
+        &key,
+    ];
+    let server = server_with(io, "127.0.0.1:0", &tls);
+    let server_addr = match transport {
+        [_, "-S"] => server.tls_addrs()[0],
+        _ => server.main_addr(),
+    };
+    let [port, peer_port] = [server_addr, echo_peer()].map(|at| at.port().to_string());
+    let what = format!("{io} {mode:?} {transport:?}");
     let mut command = Command::new("turnutils_uclient");
     command
         .args(mode)
+        .args(transport)
         .args(["-m", "4", "-n", "20", "-l", "200", "-e", "127.0.0.1"])
         .args(["-u", "ann", "-w", "ann's own password"])
         .args(["-r", &peer_port, "-p", &port, "127.0.0.1"])
@@ -474,17 +499,14 @@ fn debians_client(io: &str, mode: &[&str]) {
     let mut child = Ended(command.spawn().unwrap());
     let output = BufReader::new(child.0.stdout.take().unwrap());
     let lines: Vec<_> = output.lines().map_while(Result::ok).collect();
-    assert!(
-        child.0.wait().unwrap().success(),
-        "{io} {mode:?}: {lines:#?}"
-    );
+    assert!(child.0.wait().unwrap().success(), "{what}: {lines:#?}");
     let said = |what: &str| lines.iter().any(|line| line.contains(what));
     assert!(
         said("tot_send_msgs=80, tot_recv_msgs=80"),
-        "{io} {mode:?}: {lines:#?}"
+        "{what}: {lines:#?}"
     );
     assert!(
         said("Total lost packets 0 (0.000000%)"),
-        "{io} {mode:?}: {lines:#?}"
+        "{what}: {lines:#?}"
     );
 }

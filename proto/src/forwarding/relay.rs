@@ -170,9 +170,23 @@ impl ForwardingTable {
         self.tell_of_move(now, allocation);
     }
 
-    /// Makes a TURN client's source nothing again.
-    pub(crate) fn remove_source(&mut self, socket: SocketIndex, source: ClientAddr) {
-        self.by_source.remove(&(socket, source.0));
+    /// Makes the source of an allocation nothing again, if it still is its.
+    pub(crate) fn remove_source(
+        &mut self,
+        allocation: u32,
+        socket: SocketIndex,
+        source: ClientAddr,
+    ) {
+        if self.allocation_of(socket, source) == Some(allocation) {
+            self.by_source.remove(&(socket, source.0));
+        }
+    }
+
+    /// The client of an allocation that outlives its stream is not reached any more, until it has moved.
+    pub(crate) fn unplug(&mut self, allocation: u32) {
+        if let Some(relay) = self.relay(allocation) {
+            relay.client.to = Addr::default();
+        }
     }
 
     /// Notes that a client sent from where it moved to.

@@ -2,8 +2,8 @@
 
 use super::session::{Introduction, Member};
 use super::{
-    Asked, Lobby, Mail, Origin, Outcome, Reject, TimerKey, Turn, answer_error, answer_seated,
-    seating, transaction_digest,
+    Asked, Lobby, Mail, Origin, Outcome, Reject, StreamSerial, TimerKey, Turn, answer_error,
+    answer_seated, seating, transaction_digest,
 };
 use crate::addr::ProvenAddr;
 use crate::forwarding::SocketIndex;
@@ -230,7 +230,7 @@ impl Lobby {
     /// Follows a member to the address its request came from.
     pub(super) fn rebind(&mut self, turn: &mut Turn<'_>, origin: Origin, member: u32) {
         let entry = &mut self.members[member];
-        if entry.is_at(origin) && entry.home == origin.home {
+        if entry.is_at(origin) && entry.home == origin.home && !entry.is_unplugged {
             return;
         }
         turn.counters.count(Counter::Rebinds);
@@ -246,11 +246,14 @@ impl Lobby {
         entry.source = origin.addr;
         entry.socket = origin.socket;
         entry.home = origin.home;
+        entry.stream = origin.stream;
+        entry.is_unplugged = false;
         turn.out.mail.push((
             origin.home,
             Mail::AddFlow {
                 socket: origin.socket,
                 source: origin.addr,
+                stream: origin.stream,
                 handle,
             },
         ));
@@ -260,6 +263,35 @@ impl Lobby {
         {
             self.announce_routes(turn, member);
         }
+        // What waited for an acknowledgement while nobody could be reached is due again.
+        self.set_member_timer(turn, member);
+    }
+
+    /// The stream of a member has ended: as if it had gone silent, nothing leads to it any more, and its seat is held.
+    pub(crate) fn handle_stream_ended(
+        &mut self,
+        turn: &mut Turn<'_>,
+        handle: SeatHandle,
+        socket: SocketIndex,
+        stream: StreamSerial,
+    ) {
+        let departing = self.departing.get(&handle).copied();
+        let Some(index) = departing.or_else(|| self.find_member(handle)) else {
+            return;
+        };
+        let member = &mut self.members[index];
+        if member.stream != Some(stream) || member.socket != socket || member.is_unplugged {
+            return;
+        }
+        member.is_unplugged = true;
+        if !member.departing {
+            let session = member.session;
+            for home in self.homes(session) {
+                let route = seating::set_route(&self.members[index], None);
+                turn.out.mail.push((home, route));
+            }
+        }
+        self.set_member_timer(turn, index);
     }
 
     /// A five-tuple holds one seat: whoever held this one before loses its own, unless it has moved on.
@@ -496,6 +528,7 @@ impl Lobby {
         let at = member
             .in_flight
             .as_ref()
+            .filter(|_| !member.is_unplugged)
             .map_or(silence, |batch| batch.resend_at.min(silence));
         if at < member.timer_at {
             member.timer_at = at;

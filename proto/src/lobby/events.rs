@@ -115,8 +115,12 @@ impl Lobby {
             first_sent: turn.now,
             resend_at: turn.now + RESEND_MS,
         }));
-        turn.out
-            .transmit(member.socket, member.source.addr(), start);
+        if member.is_unplugged {
+            turn.out.bytes.truncate(start);
+        } else {
+            turn.out
+                .transmit(member.socket, member.source.addr(), start);
+        }
         self.set_member_timer(turn, index);
     }
 
@@ -197,7 +201,7 @@ impl Lobby {
         let member = &self.members[member];
         let seat = member.handle.id;
         let mut flags = 0;
-        if member.relay_only {
+        if member.is_relay_only() {
             flags |= member_flags::RELAY_ONLY;
         }
         if seat.seat == session.host {
@@ -259,7 +263,7 @@ impl Lobby {
             introduction.start_ms,
         );
         event(out, EventKind::Introduction, 0, introduction.peer, |out| {
-            if !member.relay_only && !peer.relay_only {
+            if !member.is_relay_only() && !peer.is_relay_only() {
                 let mapped = peer.source.addr();
                 out.xor_addr(stun::attr::XOR_MAPPED_ADDRESS, mapped, id);
                 if mapped.ip() == member.source.addr().ip() {
@@ -301,7 +305,7 @@ impl Lobby {
         let Some(batch) = member
             .in_flight
             .as_mut()
-            .filter(|batch| batch.resend_at <= turn.now)
+            .filter(|batch| batch.resend_at <= turn.now && !member.is_unplugged)
         else {
             return;
         };

@@ -86,7 +86,13 @@ pub struct Origin {
     pub socket: SocketIndex,
     /// The shard whose socket that was: flows of this source live there.
     pub home: u16,
+    /// The stream that it came on; none for a datagram.
+    pub stream: Option<StreamSerial>,
 }
+
+/// Tells a stream from a later one between the same addresses: what was given to the one is not the other's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StreamSerial(pub(crate) u32);
 
 /// A request whose source is proved.
 #[derive(Clone, Copy)]
@@ -122,6 +128,8 @@ pub enum Mail {
         socket: SocketIndex,
         /// The source.
         source: ProvenAddr,
+        /// The stream that this source was seated by; none for a source of datagrams.
+        stream: Option<StreamSerial>,
         /// The member.
         handle: SeatHandle,
     },
@@ -232,6 +240,15 @@ pub enum Mail {
     PortReturned {
         /// The local relayed address.
         at: Addr,
+    },
+    /// The stream that a member was reached by has ended.
+    StreamEnded {
+        /// The member.
+        handle: SeatHandle,
+        /// The stream's socket.
+        socket: SocketIndex,
+        /// The stream.
+        stream: StreamSerial,
     },
     /// A request of the control thread.
     Door {

@@ -315,6 +315,8 @@ impl Lobby {
             source: asked.origin.addr,
             socket: asked.origin.socket,
             home: asked.origin.home,
+            stream: asked.origin.stream,
+            is_unplugged: false,
             seated_by: transaction_digest(asked.message),
             last_request: 0,
             last_outcome: 0,
@@ -357,6 +359,7 @@ impl Lobby {
             Mail::AddFlow {
                 socket: asked.origin.socket,
                 source: asked.origin.addr,
+                stream: asked.origin.stream,
                 handle,
             },
         ));
@@ -370,13 +373,13 @@ impl Lobby {
     pub(super) fn announce_routes(&self, turn: &mut Turn<'_>, index: u32) {
         let member = &self.members[index];
         for home in self.homes(member.session) {
-            let route = set_route(member, Some(member.route()));
+            let route = set_route(member, member.route());
             turn.out.mail.push((home, route));
         }
         for other in self.sessions[member.session].occupants() {
             let other = &self.members[other];
             if other.uid != member.uid {
-                let route = set_route(other, Some(other.route()));
+                let route = set_route(other, other.route());
                 turn.out.mail.push((member.home, route));
             }
         }

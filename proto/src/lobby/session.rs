@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Origin, SocketIndex};
+use super::{Origin, SocketIndex, StreamSerial};
 use crate::addr::{Addr, ProvenAddr, SourcePrefix};
 use crate::forwarding::Route;
 use crate::time::Millis;
@@ -188,6 +188,10 @@ pub(super) struct Member {
     pub source: ProvenAddr,
     pub socket: SocketIndex,
     pub home: u16,
+    /// The stream that it is reached by, if it is one.
+    pub stream: Option<StreamSerial>,
+    /// Whether that stream has ended. The seat is held, and its member may come back from elsewhere.
+    pub is_unplugged: bool,
     /// The request that seated it, so that its repetition gets the same answer.
     pub seated_by: u64,
     /// The last request from the seat and what came of it.
@@ -215,14 +219,20 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub fn route(&self) -> Route {
-        Route {
+    /// Where it is reached.
+    pub fn route(&self) -> Option<Route> {
+        (!self.is_unplugged).then(|| Route {
             egress: self.socket,
             to: self.source.addr(),
-        }
+        })
     }
 
     pub fn is_at(&self, origin: Origin) -> bool {
-        self.source == origin.addr && self.socket == origin.socket
+        self.source == origin.addr && self.socket == origin.socket && self.stream == origin.stream
+    }
+
+    /// Whether its address is kept from the others, and theirs from it. Nobody can punch to the address of a stream.
+    pub const fn is_relay_only(&self) -> bool {
+        self.relay_only || self.stream.is_some()
     }
 }

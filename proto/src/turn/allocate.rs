@@ -9,7 +9,7 @@ use super::{
     Outcome, Reject, RelayCommand, RelayIp, RelayRefusal, Reply, Request, Step, TurnService,
     granted_lifetime, lifetime, requested_family,
 };
-use crate::addr::Addr;
+use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::SocketIndex;
 use crate::lobby::TimerKey;
 use crate::stats::Counter;
@@ -211,6 +211,7 @@ impl TurnService {
             opening: Some(Box::new(Waiting {
                 sockets: 0,
                 is_pair: wish.parity == Parity::EvenPair,
+                is_abandoned: false,
                 reply: request.reply.clone(),
             })),
         });
@@ -432,10 +433,15 @@ impl TurnService {
         let Some(waiting) = allocation.opening.take_if(|waiting| waiting.sockets == 0) else {
             return;
         };
-        let Waiting { is_pair, reply, .. } = *waiting;
+        let Waiting {
+            is_pair,
+            is_abandoned,
+            reply,
+            ..
+        } = *waiting;
         let error = allocation.failed.iter().flatten().copied().max();
         let has_any = allocation.relayed.iter().any(Option::is_some);
-        if !has_any || (is_pair && error.is_some()) {
+        if !has_any || is_abandoned || (is_pair && error.is_some()) {
             if let Some(Reserved {
                 family,
                 socket,
@@ -446,7 +452,9 @@ impl TurnService {
                 self.close(step, family, socket, port);
             }
             self.delete(step, index);
-            reply.error(step, error.unwrap_or(508));
+            if !is_abandoned {
+                reply.error(step, error.unwrap_or(508));
+            }
             return;
         }
         let (socket, client) = (allocation.socket, allocation.client);
@@ -549,13 +557,34 @@ impl TurnService {
         }
     }
 
+    /// The stream of an allocation's client has ended: nothing can be relayed to it any more, unless it can move (RFC 8016).
+    pub fn handle_client_gone(
+        &mut self,
+        step: &mut Step<'_>,
+        index: u32,
+        socket: SocketIndex,
+        client: ClientAddr,
+    ) {
+        let Some(allocation) = self.allocations.get(index) else {
+            return;
+        };
+        if let Some(waiting) = &mut allocation.opening {
+            waiting.is_abandoned = true;
+            step.forwarding.remove_source(index, socket, client);
+        } else if allocation.mobility.is_some() {
+            self.forget_stream(step, index, socket, client);
+        } else {
+            self.delete(step, index);
+        }
+    }
+
     /// Removes an allocation with everything that is still open. Ports reserved with it go on waiting for their tokens.
     fn delete(&mut self, step: &mut Step<'_>, index: u32) {
         let Some(allocation) = self.allocations.remove(index) else {
             return;
         };
         step.forwarding.remove_relay(index);
-        self.forget_places(step, &allocation);
+        self.forget_places(step, index, &allocation);
         for family in Family::ALL {
             if let Some(relayed) = allocation.relayed[family.place()] {
                 self.close(step, family, relayed.socket, relayed.port);

@@ -72,6 +72,8 @@ pub(super) struct Waiting {
     pub sockets: u8,
     /// Whether a second port is to be reserved, without which the request fails.
     pub is_pair: bool,
+    /// Whether the client's stream has ended meanwhile: the sockets are closed as soon as all are opened.
+    pub is_abandoned: bool,
     /// The answer that waits for them.
     pub reply: Reply,
 }

@@ -208,7 +208,7 @@ impl TurnService {
         mobility.moves = mobility.moves.wrapping_add(1);
         mobility.moved_by = Some(request.reply.id);
         if let Some(old) = mobility.candidate.replace(place) {
-            self.forget(step, old);
+            self.forget(step, index, old);
         }
         step.forwarding.add_moved(index, place.socket, place.client);
         if place.home != self.shard {
@@ -241,27 +241,47 @@ impl TurnService {
         allocation.socket = new.socket;
         allocation.client = new.client;
         step.counters.count(Counter::AllocationsMoved);
-        self.forget(step, old);
+        self.forget(step, index, old);
         step.forwarding
             .arrive(step.now, index, new.socket, new.client);
     }
 
+    /// The stream that was one of a mobile allocation's five-tuples has ended. The allocation goes on: its client may move.
+    pub(super) fn forget_stream(
+        &mut self,
+        step: &mut Step<'_>,
+        index: u32,
+        socket: SocketIndex,
+        client: ClientAddr,
+    ) {
+        step.forwarding.remove_source(index, socket, client);
+        let Some(allocation) = self.allocations.get(index) else {
+            return;
+        };
+        if (allocation.socket, allocation.client) == (socket, client) {
+            step.forwarding.unplug(index);
+        } else if let Some(mobility) = allocation.mobility.as_deref_mut() {
+            mobility.candidate = None;
+        }
+    }
+
     /// Gives up the five-tuples of an allocation that is removed.
-    pub(super) fn forget_places(&self, step: &mut Step<'_>, allocation: &Allocation) {
+    pub(super) fn forget_places(&self, step: &mut Step<'_>, index: u32, allocation: &Allocation) {
         let home = allocation.mobility.as_ref().map_or(self.shard, |m| m.home);
         let active = Place {
             socket: allocation.socket,
             client: allocation.client,
             home,
         };
-        self.forget(step, active);
+        self.forget(step, index, active);
         if let Some(candidate) = allocation.mobility.as_ref().and_then(|m| m.candidate) {
-            self.forget(step, candidate);
+            self.forget(step, index, candidate);
         }
     }
 
-    fn forget(&self, step: &mut Step<'_>, place: Place) {
-        step.forwarding.remove_source(place.socket, place.client);
+    fn forget(&self, step: &mut Step<'_>, index: u32, place: Place) {
+        step.forwarding
+            .remove_source(index, place.socket, place.client);
         if place.home != self.shard {
             let mail = Mail::RemoveGuest {
                 socket: place.socket,

@@ -5,13 +5,16 @@ use waypost_proto::stats::{Counter, CounterKind};
 
 use super::metrics::{CounterSpec, counter, gauge};
 use crate::packet_io::IoStats;
+use crate::streams::STREAM_COUNTERS;
 
 /// Index of [`IO_COUNTERS`] in [`TABLES`].
 pub const IO_TABLE: usize = 0;
 /// Index of [`PROTOCOL_COUNTERS`] in [`TABLES`].
 pub const PROTOCOL_TABLE: usize = 1;
+/// Index of [`STREAM_COUNTERS`] in [`TABLES`].
+pub const STREAM_TABLE: usize = 2;
 /// Everything a shard publishes.
-pub const TABLES: &[&[CounterSpec]] = &[IO_COUNTERS, PROTOCOL_COUNTERS];
+pub const TABLES: &[&[CounterSpec]] = &[IO_COUNTERS, PROTOCOL_COUNTERS, STREAM_COUNTERS];
 
 /// The gauge that a drain watches: it has to be in one of the tables.
 pub const SESSIONS: &str = "waypost_sessions";
@@ -24,6 +27,8 @@ const BYTES_HELP: &str = "Payload bytes received and sent";
 const DROPPED_HELP: &str = "Packets dropped, by reason";
 const IN: &[(&str, &str)] = &[("dir", "in"), ("proto", "udp")];
 const OUT: &[(&str, &str)] = &[("dir", "out"), ("proto", "udp")];
+const TCP_IN: &[(&str, &str)] = &[("dir", "in"), ("proto", "tcp")];
+const TCP_OUT: &[(&str, &str)] = &[("dir", "out"), ("proto", "tcp")];
 
 const fn dropped(reason: &'static [(&'static str, &'static str)]) -> CounterSpec {
     counter(DROPPED, DROPPED_HELP, reason)
@@ -95,6 +100,38 @@ pub const IO_COUNTERS: &[CounterSpec] = &[
         "Overflows of a completion queue",
         &[],
     ),
+    counter(
+        "waypost_streams_accepted_total",
+        "TCP connections accepted",
+        &[],
+    ),
+    counter(
+        "waypost_streams_refused_total",
+        "TCP connections closed at once because too many were open",
+        &[],
+    ),
+    counter(
+        "waypost_streams_closed_total",
+        "TCP connections that the server closed, ended ones included",
+        &[],
+    ),
+    counter(
+        "waypost_stream_accept_errors_total",
+        "Errors that the kernel reported on accepting",
+        &[],
+    ),
+    counter(BYTES, BYTES_HELP, TCP_IN).per_shard(),
+    counter(BYTES, BYTES_HELP, TCP_OUT).per_shard(),
+    counter(
+        "waypost_stream_queue_full_total",
+        "Sends refused because the peer of a TCP connection does not read",
+        &[],
+    ),
+    counter(
+        "waypost_stream_enobufs_total",
+        "Times a TCP connection found no free receive slot",
+        &[],
+    ),
 ];
 
 /// What the protocol counts: the protocol room's own list.
@@ -137,5 +174,13 @@ pub fn io_values(stats: &IoStats) -> [u64; IO_COUNTERS.len()] {
         stats.rearms,
         stats.receive_errors,
         stats.cq_overflows,
+        stats.streams_accepted,
+        stats.streams_refused,
+        stats.streams_closed,
+        stats.stream_accept_errors,
+        stats.stream_bytes_received,
+        stats.stream_bytes_sent,
+        stats.stream_sends_refused,
+        stats.stream_enobufs,
     ]
 }

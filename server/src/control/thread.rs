@@ -197,6 +197,7 @@ impl Running {
         self.admin.rendezvous.reconfigure(Reconfiguration {
             open_rendezvous: new.open_rendezvous,
             auth_secrets: new.auth_secrets,
+            tls: new.tls,
         });
         self.admin.metrics.set_reload(true);
         tracing::info!("the configuration was taken over");

@@ -9,6 +9,7 @@ mod recv;
 pub(crate) mod send;
 pub(crate) mod slot_memory;
 mod slots;
+mod streams;
 pub(crate) mod sys;
 
 use std::fs::File;
@@ -26,11 +27,14 @@ use crate::packet_io::{
 use recv::Receiver;
 use send::Sender;
 use slots::Slots;
+use streams::Streams;
 use sys::Epoll;
 
 /// Datagrams that can be staged before they are sent early.
 const STAGED: usize = 1024;
-/// The epoll token of the doorbell; no socket id is that large.
+/// Epoll tokens of UDP sockets are their ids, of so many bits; all others are larger.
+const TOKEN_BITS: u32 = 32;
+/// The epoll token of the doorbell.
 const DOORBELL: u64 = u64::MAX;
 
 /// Packet input and output of one shard over recvmmsg and sendmmsg.
@@ -50,6 +54,9 @@ pub struct Mmsg {
     left_this_turn: usize,
     gso: bool,
     stats: IoStats,
+    max_streams: u32,
+    /// Made with the first listener.
+    streams: Option<Box<Streams>>,
 }
 
 impl Mmsg {
@@ -91,6 +98,8 @@ impl Mmsg {
             left_this_turn: 0,
             gso: !kernel_corrupts_trains(&sys::kernel_release()),
             stats: IoStats::default(),
+            max_streams: config.max_streams,
+            streams: None,
         })
     }
 
@@ -163,17 +172,21 @@ impl PacketIo for Mmsg {
             Wait::ForMore { want, .. } if arrived >= want as usize => Wait::ForOne,
             wait => wait,
         };
-        let timeout = if self.receiver.is_empty() {
+        let mut timeout = if self.receiver.is_empty() {
             timeout
         } else {
             Some(Duration::ZERO)
         };
+        if let Some(streams) = &mut self.streams {
+            timeout = streams.begin_turn(&self.epoll, timeout, &mut self.stats)?;
+        }
+        recv::nap(wait, timeout);
         let rung = self.receiver.receive(
             &self.epoll,
             timeout,
-            wait,
             &mut self.slots,
             &self.sockets,
+            self.streams.as_deref_mut(),
             &mut self.stats,
         )?;
         if rung {

@@ -10,9 +10,10 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use super::DOORBELL;
 use super::slots::Slots;
+use super::streams::Streams;
 use super::sys::Epoll;
+use super::{DOORBELL, TOKEN_BITS};
 use crate::packet_io::{
     IoStats, SocketEntry, SocketId, SocketTable, TURN_DATAGRAMS, Wait, WireAddr,
 };
@@ -23,6 +24,18 @@ const PER_CALL: usize = 64;
 const READY: usize = 256;
 /// Room for any address that a UDP socket reports (`sockaddr_in6`, 28 bytes).
 const NAME_BYTES: usize = 32;
+
+/// Waits for company before the wait for the first.
+pub(super) fn nap(wait: Wait, timeout: Option<Duration>) {
+    if let Wait::ForMore { min_wait_us, .. } = wait
+        && timeout != Some(Duration::ZERO)
+    {
+        // Epoll cannot wait for more than one event, so the busy shard just sleeps first; as
+        // it is busy, something will have come.
+        let nap = Duration::from_micros(min_wait_us.into());
+        std::thread::sleep(timeout.map_or(nap, |timeout| timeout.min(nap)));
+    }
+}
 
 /// A datagram that waits to be handed out.
 #[derive(Debug)]
@@ -95,31 +108,27 @@ impl Receiver {
         &mut self,
         epoll: &Epoll,
         timeout: Option<Duration>,
-        wait: Wait,
         slots: &mut Slots,
         sockets: &SocketTable<()>,
+        mut streams: Option<&mut Streams>,
         stats: &mut IoStats,
     ) -> io::Result<bool> {
         stats.enters += 1;
         self.ready.clear();
-        if let Wait::ForMore { min_wait_us, .. } = wait
-            && timeout != Some(Duration::ZERO)
-        {
-            // Epoll cannot wait for more than one event, so the busy shard just sleeps first; as
-            // it is busy, something will have come.
-            let nap = Duration::from_micros(min_wait_us.into());
-            std::thread::sleep(timeout.map_or(nap, |timeout| timeout.min(nap)));
-        }
         epoll.wait(&mut self.ready, timeout)?;
         let mut rung = false;
         for i in 0..self.ready.len() {
             let token = self.ready[i].u64;
-            if token == DOORBELL {
-                rung = true;
+            if token >> TOKEN_BITS != 0 {
+                if token == DOORBELL {
+                    rung = true;
+                } else if let Some(streams) = &mut streams {
+                    streams.ready(token, self.ready[i].events, epoll, stats);
+                }
                 continue;
             }
             if self.arrivals.len() >= TURN_DATAGRAMS {
-                break;
+                continue;
             }
             let id = SocketId::from_raw(token as u32);
             if let Some(entry) = sockets.get(id) {

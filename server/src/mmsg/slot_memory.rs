@@ -103,6 +103,17 @@ impl SlotMemory {
         unsafe { std::slice::from_raw_parts(self.payload_at(slot), len) }
     }
 
+    /// The first `len` bytes of a slot that is filled without headroom.
+    ///
+    /// # Safety
+    ///
+    /// As [`SlotMemory::payload`].
+    pub(crate) unsafe fn bytes(&self, slot: u32, len: usize) -> &[u8] {
+        assert!(len <= self.slot_bytes as usize);
+        // SAFETY: inside the slot, initialised (zeroed), and ours by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.slot_at(slot), len) }
+    }
+
     /// # Safety
     ///
     /// As [`SlotMemory::payload`].

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::size_of;
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::packet_io::WireAddr;
@@ -134,7 +134,50 @@ pub(crate) fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()
 }
 
-/// A level-triggered epoll set of descriptors to read from.
+/// Receives from a stream into memory, without blocking; 0 is the end.
+///
+/// # Safety
+///
+/// `at` must be writable for `len` bytes during the call.
+pub(crate) unsafe fn receive(stream: &TcpStream, at: *mut u8, len: usize) -> io::Result<usize> {
+    // SAFETY: the caller vouches for `at`.
+    let result = unsafe { libc::recv(stream.as_raw_fd(), at.cast(), len, libc::MSG_DONTWAIT) };
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends what the kernel takes at once, without blocking or SIGPIPE.
+pub(crate) fn send(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the kernel reads the borrowed bytes during the call only.
+    let result = unsafe {
+        let at = bytes.as_ptr().cast();
+        libc::send(stream.as_raw_fd(), at, bytes.len(), flags)
+    };
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Drops what a stream has received so far, tcp(7) `MSG_TRUNC`: a close with unread bytes would reset the connection.
+fn discard_received(stream: &TcpStream) {
+    const MOST_BYTES: usize = 16 << 20;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    // SAFETY: with MSG_TRUNC TCP writes nothing to the buffer, so there is none.
+    unsafe { libc::recv(stream.as_raw_fd(), std::ptr::null_mut(), MOST_BYTES, flags) };
+}
+
+/// Closes a stream behind the bytes that the kernel has.
+pub(crate) fn close_in_order(stream: TcpStream) {
+    // It fails if the connection is gone already.
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    discard_received(&stream);
+}
+
+/// Closes a stream by a reset: what the kernel has is dropped and nothing lingers.
+pub(crate) fn close_by_reset(stream: TcpStream) {
+    // It fails if the connection is gone already.
+    let _ = socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO));
+}
+
+/// A level-triggered epoll set of descriptors.
 #[derive(Debug)]
 pub(crate) struct Epoll(OwnedFd);
 
@@ -150,15 +193,38 @@ impl Epoll {
         }
     }
 
-    /// Watches `file` until it is closed.
+    /// Watches `file` for input until it is closed.
     pub(crate) fn add(&self, file: &impl AsRawFd, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
-            u64: token,
+        self.control(libc::EPOLL_CTL_ADD, file, token, libc::EPOLLIN as u32)
+    }
+
+    /// Watches `file` for other events than before; none takes it out of the set, as errors would be reported all the same.
+    pub(crate) fn change(
+        &self,
+        file: &impl AsRawFd,
+        token: u64,
+        before: u32,
+        events: u32,
+    ) -> io::Result<()> {
+        let operation = match (before, events) {
+            (0, _) => libc::EPOLL_CTL_ADD,
+            (_, 0) => libc::EPOLL_CTL_DEL,
+            _ => libc::EPOLL_CTL_MOD,
         };
+        self.control(operation, file, token, events)
+    }
+
+    fn control(
+        &self,
+        operation: i32,
+        file: &impl AsRawFd,
+        token: u64,
+        events: u32,
+    ) -> io::Result<()> {
+        let mut event = libc::epoll_event { events, u64: token };
         let (set, fd) = (self.0.as_raw_fd(), file.as_raw_fd());
         // SAFETY: the kernel reads `event` during the call only.
-        let result = unsafe { libc::epoll_ctl(set, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
+        let result = unsafe { libc::epoll_ctl(set, operation, fd, &raw mut event) };
         if result == 0 {
             Ok(())
         } else {

@@ -1,4 +1,4 @@
-//! The provided-buffer ring: the receive slots that the kernel may fill.
+//! A provided-buffer ring: the receive slots of datagrams, or of streams, that the kernel may fill.
 //!
 //! A slot is with the kernel from publication to its receive completion, then waits or is handed
 //! out, then goes back with one publication for all slots of a turn.
@@ -12,8 +12,10 @@ use io_uring::types::BufRingEntry;
 
 use crate::mmsg::slot_memory::SlotMemory;
 
-/// The only buffer group.
+/// The buffer group of the datagrams.
 pub(super) const GROUP: u16 = 0;
+/// The buffer group of the streams.
+pub(super) const STREAM_GROUP: u16 = 1;
 
 #[derive(Debug)]
 pub(super) struct Buffers {
@@ -53,16 +55,20 @@ impl Buffers {
             .expect("at most 2^15 entries")
     }
 
-    /// Hands the ring to the kernel.
+    /// Hands the ring to the kernel, as `group`.
     ///
     /// # Safety
     ///
     /// This value must outlive every receive of the io_uring behind `submitter`.
-    pub(super) unsafe fn register(&self, submitter: &Submitter<'_>) -> std::io::Result<()> {
+    pub(super) unsafe fn register(
+        &self,
+        submitter: &Submitter<'_>,
+        group: u16,
+    ) -> std::io::Result<()> {
         let entries = self.memory.count() as u16;
         let address = self.ring.as_ptr() as u64;
         // SAFETY: the memory holds that many entries and stays, by the caller's promise.
-        unsafe { submitter.register_buf_ring_with_flags(address, entries, GROUP, 0) }
+        unsafe { submitter.register_buf_ring_with_flags(address, entries, group, 0) }
     }
 
     /// A receive completion took a slot from the kernel.

@@ -11,14 +11,16 @@ mod queue;
 mod recv;
 mod send;
 mod setup;
+mod streams;
 mod token;
+mod wind_down;
 
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bumpalo::Bump;
 use io_uring::{cqueue, opcode, types};
@@ -31,18 +33,16 @@ use crate::packet_io::{
     Doorbell, IoConfig, IoStats, Pace, PacketIo, Received, RecvBuf, SetupError, SocketId,
     SocketTable, TURN_DATAGRAMS, Trains, TurnStamp, Wait, WireAddr, kernel_corrupts_trains,
 };
-use buffers::Buffers;
+use buffers::{Buffers, GROUP};
 use queue::Queue;
 use recv::{MOST_ERRORS_IN_ROW, Receive, Receiver, Unusable};
 use send::Messages;
+use streams::Streams;
 use token::Token;
 
 /// Datagrams that can be staged before they are submitted early.
 const STAGED: usize = 1024;
 const _: () = assert!(STAGED < setup::SQ_ENTRIES as usize);
-
-/// How long a drop waits for the kernel to give everything back.
-const DROP_LIMIT: Duration = Duration::from_secs(3);
 
 /// Packet input and output of one shard over io_uring.
 pub struct Ring {
@@ -60,6 +60,7 @@ pub struct Ring {
     gso: bool,
     /// A fatal error in a call that cannot return one; the next turn does.
     broken: Option<io::Error>,
+    max_streams: u32,
 }
 
 /// What completions change.
@@ -72,6 +73,8 @@ struct State {
     finished: Vec<SocketId>,
     doorbell_armed: bool,
     stats: IoStats,
+    /// Made with the first listener, and kept as long as the queue.
+    streams: Option<Box<Streams>>,
 }
 
 impl std::fmt::Debug for Ring {
@@ -115,6 +118,7 @@ impl Ring {
                 finished: Vec::new(),
                 doorbell_armed: false,
                 stats: IoStats::default(),
+                streams: None,
             },
             messages: Messages::new(),
             arena: Bump::new(),
@@ -126,9 +130,11 @@ impl Ring {
             left_this_turn: 0,
             gso: !kernel_corrupts_trains(&sys::kernel_release()),
             broken: None,
+            max_streams: config.max_streams,
         };
+        let submitter = ring.queue.submitter();
         // SAFETY: the buffers outlive the queue, see the order of the fields.
-        unsafe { ring.state.buffers.register(&ring.queue.submitter()) }.map_err(setup::refused(
+        unsafe { ring.state.buffers.register(&submitter, GROUP) }.map_err(setup::refused(
             "io_uring_register (buffer ring)",
             "raise the memory limit or lower the number of receive slots",
         ))?;
@@ -321,6 +327,7 @@ impl Ring {
         // While a receive waits to be armed its socket cannot wake us.
         let ready = !self.state.receiver.arrivals.is_empty()
             || !self.state.receiver.ended.is_empty()
+            || self.state.streams.as_ref().is_some_and(|s| s.is_ready())
             || timeout == Some(Duration::ZERO);
         match wait {
             _ if ready => self.queue.enter_and_wait(0, 0, None),
@@ -329,33 +336,6 @@ impl Ring {
                 self.queue.enter_and_wait(want, min_wait_us, timeout)
             }
         }
-    }
-
-    /// Ends every request of the kernel's; false if it did not within the limit.
-    fn wind_down(&mut self) -> io::Result<bool> {
-        let give_up = Instant::now() + DROP_LIMIT;
-        let everything = opcode::AsyncCancel2::new(types::CancelBuilder::any())
-            .build()
-            .user_data(Token::Cancel.pack());
-        // SAFETY: a cancellation refers to no memory.
-        unsafe { self.queue.push(&everything)? };
-        let armed: Vec<_> = self.state.sockets.ids().collect();
-        let is_armed =
-            |state: &mut State, id| state.sockets.get_any_mut(id).is_some_and(|e| e.extra.armed);
-        while Instant::now() < give_up {
-            self.queue.enter_and_wait(0, 0, None)?;
-            self.reap()?;
-            let busy =
-                self.state.doorbell_armed || armed.iter().any(|&id| is_armed(&mut self.state, id));
-            if !busy {
-                self.queue.submitter().unregister_files()?;
-                return Ok(true);
-            }
-            self.queue
-                .enter_and_wait(1, 0, Some(Duration::from_millis(10)))?;
-            self.reap()?;
-        }
-        Ok(false)
     }
 }
 
@@ -374,6 +354,19 @@ impl State {
             }
             // A cancellation that finds nothing came after the end that it asked for.
             Some(Token::Cancel | Token::Probe) | None => {}
+            Some(token) => self.complete_stream(token, cqe),
+        }
+    }
+
+    fn complete_stream(&mut self, token: Token, cqe: &cqueue::Entry) {
+        let Some(streams) = &mut self.streams else {
+            return;
+        };
+        match token {
+            Token::Accept(id) => streams.accepted(id, cqe, &mut self.stats),
+            Token::StreamReceive(id) => streams.received(id, cqe, &mut self.stats),
+            Token::StreamSend(id) => streams.sent(id, cqe, &mut self.stats),
+            _ => {}
         }
     }
 
@@ -478,8 +471,15 @@ impl PacketIo for Ring {
         self.stamp.advance();
         let wait = self.pace.next_wait(self.state.receiver.take_arrived());
         self.prepare()?;
+        let mut timeout = timeout;
+        if let Some(streams) = &mut self.state.streams {
+            timeout = streams.prepare(&mut self.queue, timeout)?;
+        }
         self.enter(timeout, wait)?;
         self.reap()?;
+        if let Some(streams) = &mut self.state.streams {
+            streams.close_finished();
+        }
         if !self.state.staged.is_empty() {
             self.forget_staged();
             self.state.buffers.give_back();
@@ -594,16 +594,5 @@ impl PacketIo for Ring {
 
     fn backend(&self) -> &'static str {
         "io_uring"
-    }
-}
-
-impl Drop for Ring {
-    fn drop(&mut self) {
-        let clean = self.wind_down().unwrap_or(false);
-        // Memory that the kernel still writes to must not be freed under it.
-        assert!(
-            clean || std::thread::panicking(),
-            "the kernel did not give the ring back"
-        );
     }
 }

@@ -63,6 +63,8 @@ pub(super) fn build(max_sockets: u32) -> Result<Queue, SetupError> {
         .map_err(refused("io_uring_register (probe)", MEMORY))?;
     let wanted = [
         opcode::RecvMsg::CODE,
+        opcode::Recv::CODE,
+        opcode::Accept::CODE,
         opcode::Send::CODE,
         opcode::SendMsg::CODE,
         opcode::Read::CODE,

@@ -1,6 +1,6 @@
 //! The `user_data` of our requests: what a completion is about, packed into 64 bits.
 
-use crate::packet_io::SocketId;
+use crate::packet_io::{ListenerId, SocketId, StreamId};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Token {
@@ -16,6 +16,12 @@ pub(super) enum Token {
     Doorbell,
     /// The request that proves at start that the ring works.
     Probe,
+    /// A multishot accept.
+    Accept(ListenerId),
+    /// A multishot receive of a stream.
+    StreamReceive(StreamId),
+    /// The send of a stream.
+    StreamSend(StreamId),
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -34,6 +40,9 @@ impl Token {
             Self::Train { train } => (4, u64::from(train)),
             Self::Doorbell => (5, 0),
             Self::Probe => (6, 0),
+            Self::Accept(listener) => (7, u64::from(listener.index())),
+            Self::StreamReceive(stream) => (8, u64::from(stream.to_raw())),
+            Self::StreamSend(stream) => (9, u64::from(stream.to_raw())),
         };
         kind << KIND_SHIFT | rest
     }
@@ -54,6 +63,9 @@ impl Token {
             4 => Self::Train { train: low },
             5 => Self::Doorbell,
             6 => Self::Probe,
+            7 => Self::Accept(ListenerId::new(user_data as u16)),
+            8 => Self::StreamReceive(StreamId::from_raw(user_data as u32)),
+            9 => Self::StreamSend(StreamId::from_raw(user_data as u32)),
             _ => return None,
         })
     }
@@ -75,6 +87,9 @@ mod tests {
             Token::Train { train: 77 },
             Token::Doorbell,
             Token::Probe,
+            Token::Accept(ListenerId::new(u16::MAX)),
+            Token::StreamReceive(StreamId::from_raw(u32::MAX)),
+            Token::StreamSend(StreamId::from_raw(u32::MAX)),
         ] {
             assert_eq!(Token::unpack(token.pack()), Some(token));
         }

@@ -1,10 +1,11 @@
-//! The sockets of a server: every main and probe address, once per shard in a `SO_REUSEPORT` group.
+//! The sockets of a server: every main, probe and TLS address, once per shard in a `SO_REUSEPORT` group. A main address has
+//! one port for UDP and TCP.
 //!
 //! A wildcard address becomes one socket per local address where the host has several, so that an answer leaves from the
 //! address that was asked. The sockets of all shards are bound here, in the order of their indexes in the protocol.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use waypost_proto::addr::Addr;
@@ -13,23 +14,62 @@ use waypost_proto::shard::{DiscoveryGroup, SocketRole};
 
 use super::relay::external_ip;
 use crate::control::config::{Config, ConfigError};
-use crate::packet_io::{UdpOptions, bind_udp};
+use crate::packet_io::{SocketId, StreamIo, TcpOptions, UdpOptions, bind_tcp_listener, bind_udp};
+use crate::streams::StreamListener;
 
 /// The kernel may hold a dead server's ports for this long.
 const RETRY_IN_USE: Duration = Duration::from_secs(3);
+/// Ports that are tried if strangers have the TCP port of the number that the kernel chose for UDP.
+const PORT_TRIES: u32 = 16;
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 const SEND_BUFFER_BYTES: usize = 4 << 20;
 
 /// The addresses a server listens on.
 pub(super) struct Listeners {
     sockets: Vec<(SocketRole, SocketAddr)>,
+    streams: Vec<StreamAddress>,
+    shard_count: u16,
     probe_port: u16,
+}
+
+#[derive(Clone, Copy)]
+struct StreamAddress {
+    at: SocketAddr,
+    is_tls: bool,
+}
+
+/// The sockets of one shard.
+#[derive(Default)]
+pub(super) struct ShardSockets {
+    /// In the order of their indexes.
+    udp: Vec<UdpSocket>,
+    /// In the order of their addresses.
+    tcp: Vec<(SocketIndex, bool, TcpListener)>,
+}
+
+impl ShardSockets {
+    /// Gives everything to a backend. Returns its names of the UDP sockets, in the order of their indexes.
+    pub fn add_to<P: StreamIo>(
+        self,
+        io: &mut P,
+        listeners: &mut Vec<StreamListener>,
+    ) -> io::Result<Vec<SocketId>> {
+        let ids = self.udp.into_iter().map(|socket| io.add_socket(socket));
+        let ids: io::Result<Vec<_>> = ids.collect();
+        for (socket, is_tls, listener) in self.tcp {
+            let id = io.add_listener(listener)?;
+            listeners.push(StreamListener { id, socket, is_tls });
+        }
+        ids
+    }
 }
 
 impl Listeners {
     /// Binds everything. The second value has the sockets of each shard.
-    pub fn bind(config: &Config) -> Result<(Self, Vec<Vec<UdpSocket>>), ConfigError> {
+    pub fn bind(config: &Config) -> Result<(Self, Vec<ShardSockets>), ConfigError> {
         let mut shards: Vec<Vec<UdpSocket>> = (0..config.shard_count).map(|_| Vec::new()).collect();
+        let mut groups = Vec::new();
+        let mut streams = Vec::new();
         let mut sockets = Vec::new();
         let mut main_hosts = Vec::new();
         for &listen in &config.listen {
@@ -37,11 +77,16 @@ impl Listeners {
             let alternate = config.alternate_ip.iter();
             let is_pair = alternate.clone().any(|ip| ip.is_ipv4() == listen.is_ipv4());
             for host in expand(listen.ip(), is_pair) {
-                let bound = bind_group(SocketAddr::new(host, port), &mut shards)
-                    .map_err(|(at, error)| ConfigError::bind("UDP", at, "--listen", &error))?;
+                let (bound, group) =
+                    bind_main(SocketAddr::new(host, port), config.tcp, &mut shards)?;
                 port = bound.port();
                 main_hosts.push(host);
                 sockets.push((SocketRole::Main, bound));
+                if let Some(group) = group {
+                    let (at, is_tls) = (bound, false);
+                    streams.push(StreamAddress { at, is_tls });
+                    groups.push(group);
+                }
             }
         }
         for (primary, alternate) in pairs(config, &sockets) {
@@ -61,17 +106,58 @@ impl Listeners {
             probe_port = bound.port();
             sockets.push((SocketRole::Probe, bound));
         }
-        Ok((
-            Self {
-                sockets,
-                probe_port,
-            },
-            shards,
-        ))
+        for &listen in &config.tls_listen {
+            let group = bind_stream_group(listen, shards.len(), RETRY_IN_USE)
+                .map_err(|(at, error)| ConfigError::bind("TCP", at, "--tls-listen", &error))?;
+            let at = local_addr(&group)
+                .map_err(|error| ConfigError::bind("TCP", listen, "--tls-listen", &error))?;
+            streams.push(StreamAddress { at, is_tls: true });
+            groups.push(group);
+        }
+        let listeners = Self {
+            sockets,
+            streams,
+            shard_count: u16::try_from(shards.len()).expect("at most 128 shards"),
+            probe_port,
+        };
+        let mut of_shards: Vec<_> = shards
+            .into_iter()
+            .map(|udp| ShardSockets {
+                udp,
+                tcp: Vec::new(),
+            })
+            .collect();
+        for (place, group) in groups.into_iter().enumerate() {
+            for (shard, listener) in group.into_iter().enumerate() {
+                let socket = listeners.stream_index(place, shard);
+                let is_tls = listeners.streams[place].is_tls;
+                of_shards[shard].tcp.push((socket, is_tls, listener));
+            }
+        }
+        Ok((listeners, of_shards))
     }
 
+    /// The role of each index: UDP sockets, then each address of streams once for every shard.
     pub fn roles(&self) -> Vec<SocketRole> {
-        self.sockets.iter().map(|&(role, _)| role).collect()
+        let udp = self.sockets.iter().map(|&(role, _)| role);
+        let of_shards = || (0..self.shard_count).map(|shard| SocketRole::Stream { shard });
+        udp.chain(self.streams.iter().flat_map(|_| of_shards()))
+            .collect()
+    }
+
+    fn stream_index(&self, place: usize, shard: usize) -> SocketIndex {
+        let index = self.sockets.len() + place * usize::from(self.shard_count) + shard;
+        SocketIndex(u16::try_from(index).expect("a server has few listeners"))
+    }
+
+    /// UDP sockets of each shard.
+    pub const fn udp_count(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// Stream listeners of each shard.
+    pub const fn stream_count(&self) -> usize {
+        self.streams.len()
     }
 
     /// The listeners by which clients discover how their NATs behave.
@@ -103,7 +189,17 @@ impl Listeners {
 
     /// Every address that is bound.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.sockets.iter().map(|&(_, at)| at).collect()
+        let udp = self.sockets.iter().map(|&(_, at)| at);
+        let streams = self.streams.iter().map(|stream| stream.at);
+        let mut all: Vec<_> = udp.chain(streams).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    pub fn tls_addrs(&self) -> Vec<SocketAddr> {
+        let tls = self.streams.iter().filter(|stream| stream.is_tls);
+        tls.map(|stream| stream.at).collect()
     }
 
     pub fn main_addrs(&self) -> Vec<SocketAddr> {
@@ -116,13 +212,15 @@ impl Listeners {
 
     /// One line for each address, as printed at start.
     pub fn lines(&self) -> Vec<String> {
-        self.sockets
-            .iter()
-            .map(|(role, at)| match role {
-                SocketRole::Main => format!("udp {at}"),
-                SocketRole::Probe => format!("probe {at}"),
-            })
-            .collect()
+        let udp = self.sockets.iter().map(|(role, at)| match role {
+            SocketRole::Probe => format!("probe {at}"),
+            _ => format!("udp {at}"),
+        });
+        let streams = self.streams.iter().map(|stream| {
+            let kind = if stream.is_tls { "tls" } else { "tcp" };
+            format!("{kind} {}", stream.at)
+        });
+        udp.chain(streams).collect()
     }
 }
 
@@ -156,6 +254,65 @@ fn probe_hosts(mut hosts: Vec<IpAddr>) -> Vec<IpAddr> {
                 .any(|wildcard| wildcard.is_ipv4() == host.is_ipv4())
     });
     hosts
+}
+
+/// Binds a main address for every shard: UDP, and TCP of the same number if it is wanted.
+fn bind_main(
+    address: SocketAddr,
+    with_tcp: bool,
+    shards: &mut [Vec<UdpSocket>],
+) -> Result<(SocketAddr, Option<Vec<TcpListener>>), ConfigError> {
+    let (mut tries_left, retry_in_use) = match address.port() {
+        0 => (PORT_TRIES, Duration::ZERO),
+        _ => (1, RETRY_IN_USE),
+    };
+    loop {
+        let bound = bind_group(address, shards)
+            .map_err(|(at, error)| ConfigError::bind("UDP", at, "--listen", &error))?;
+        if !with_tcp {
+            return Ok((bound, None));
+        }
+        tries_left -= 1;
+        match bind_stream_group(bound, shards.len(), retry_in_use) {
+            Ok(group) => return Ok((bound, Some(group))),
+            Err((_, error)) if error.kind() == io::ErrorKind::AddrInUse && tries_left > 0 => {
+                shards.iter_mut().for_each(|sockets| {
+                    sockets.pop();
+                });
+            }
+            Err((at, error)) => return Err(ConfigError::bind("TCP", at, "--listen", &error)),
+        }
+    }
+}
+
+fn local_addr(group: &[TcpListener]) -> io::Result<SocketAddr> {
+    group[0].local_addr()
+}
+
+/// Binds one TCP address for every shard; port 0 is chosen by the first.
+fn bind_stream_group(
+    address: SocketAddr,
+    shard_count: usize,
+    retry_in_use: Duration,
+) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+    // As for UDP: alone first, so that another server on this port is an error.
+    let alone = TcpOptions {
+        reuse_port: false,
+        retry_in_use,
+    };
+    drop(bind_tcp_listener(address, &alone).map_err(|error| (address, error))?);
+    let options = TcpOptions {
+        reuse_port: true,
+        ..TcpOptions::default()
+    };
+    let mut bound = address;
+    let mut group = Vec::with_capacity(shard_count);
+    for _ in 0..shard_count {
+        let listener = bind_tcp_listener(bound, &options).map_err(|error| (bound, error))?;
+        bound = listener.local_addr().map_err(|error| (bound, error))?;
+        group.push(listener);
+    }
+    Ok(group)
 }
 
 /// Binds one address for every shard; port 0 is chosen by the first.

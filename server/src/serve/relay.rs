@@ -11,6 +11,7 @@ use waypost_proto::turn::{RelayIp, TurnConfig, TurnCredentials};
 
 use super::secret_bytes;
 use crate::control::config::Config;
+use crate::packet_io::MAX_STREAMS;
 
 /// Descriptors that the process needs beside sockets of shards.
 const OTHER_FILES: u64 = 256;
@@ -117,18 +118,37 @@ fn own_services(config: &Config, listeners: &[SocketAddr], host_ips: &[IpAddr]) 
     services
 }
 
-/// Raises the limit of open files as far as the sockets of all shards need it and the host allows. Returns how many sockets
-/// each shard may have, and a warning if those are fewer.
-pub(super) fn sockets_per_shard(config: &Config, listeners: usize) -> (u32, Option<String>) {
+/// How many descriptors each shard may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Descriptors {
+    /// UDP sockets.
+    pub sockets: u32,
+    /// TCP and TLS connections.
+    pub streams: u32,
+}
+
+/// Raises the limit of open files as far as the sockets and streams of all shards need it and the host allows. Each shard has
+/// `listeners` of UDP and `stream_listeners` of TCP. Returns what each may have, and a warning if that is less than wanted.
+pub(super) fn descriptors_per_shard(
+    config: &Config,
+    listeners: usize,
+    stream_listeners: usize,
+) -> (Descriptors, Option<String>) {
     // Without a credential nobody gets an allocation; a client that does may have an address of each family.
     let relays = if config.users.is_empty() && config.auth_secrets.is_empty() {
         0
     } else {
         2 * config.per_shard(config.allocations_max)
     };
-    let wanted = (listeners + relays).clamp(listeners + 1, usize::from(u16::MAX)) as u64;
+    let sockets = (listeners + relays).clamp(listeners + 1, usize::from(u16::MAX)) as u64;
+    let streams = match stream_listeners {
+        0 => 0,
+        _ => config.per_shard(config.streams_max) as u64,
+    };
+    let fixed = stream_listeners as u64;
+    let wanted = sockets + streams;
     let shards = config.shard_count as u64;
-    let needed = wanted * shards + OTHER_FILES;
+    let needed = (wanted + fixed) * shards + OTHER_FILES;
     let limit = getrlimit(Resource::Nofile);
     let ceiling = limit.maximum.unwrap_or(u64::MAX);
     let mut allowed = limit.current.unwrap_or(u64::MAX);
@@ -141,13 +161,21 @@ pub(super) fn sockets_per_shard(config: &Config, listeners: usize) -> (u32, Opti
             allowed = needed.min(ceiling);
         }
     }
-    let fits = (allowed.saturating_sub(OTHER_FILES) / shards).max(listeners as u64 + 1);
-    let sockets = u32::try_from(wanted.min(fits)).unwrap_or(u32::MAX);
+    let fits = (allowed.saturating_sub(OTHER_FILES) / shards).saturating_sub(fixed);
+    // What is not there is missing from both in proportion.
+    let shared = |want: u64, least: u64| {
+        let share = want.min((u128::from(want) * u128::from(fits) / u128::from(wanted)) as u64);
+        u32::try_from(if fits < wanted { share } else { want }.max(least)).unwrap_or(u32::MAX)
+    };
+    let given = Descriptors {
+        sockets: shared(sockets, listeners as u64 + 1),
+        streams: shared(streams, 1).min(MAX_STREAMS),
+    };
     let warning = (fits < wanted).then(|| {
         format!(
-            "the limit of open files ({allowed}) leaves room for {sockets} sockets per shard; --max-allocations {} needs {needed} files (LimitNOFILE, ulimit -n)",
-            config.allocations_max
+            "the limit of open files ({allowed}) leaves room for {} sockets and {} streams per shard; --max-allocations {} and --streams {} need {needed} files (LimitNOFILE, ulimit -n)",
+            given.sockets, given.streams, config.allocations_max, config.streams_max
         )
     });
-    (sockets, warning)
+    (given, warning)
 }

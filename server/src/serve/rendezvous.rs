@@ -192,6 +192,7 @@ impl Rendezvous for Shards {
             let access = access_of(change.open_rendezvous, &change.auth_secrets);
             Post::Access(access, secret_bytes(&change.auth_secrets))
         });
+        self.tell_all(|| Post::Tls(change.tls.clone()));
     }
 }
 

@@ -290,9 +290,10 @@ impl ForwardingTable {
         let Some(Some(relay)) = self.relays.get_mut(allocation as usize) else {
             return;
         };
+        let composable = self.hairpins.may_compose(relay.client.egress);
         for watcher in &relay.watchers {
             let (from, to) = (watcher.from, watcher.to);
-            let route = Some(HalfRoute {
+            let route = composable.then(|| HalfRoute {
                 client: relay.client,
                 until: watcher.until,
                 channel: relay.channels.binding(now, from),

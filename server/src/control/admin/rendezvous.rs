@@ -1,6 +1,8 @@
 //! What the admin port asks of the shards: the trait, its values, and their JSON. Limits are checked
 //! here, once; behind the trait every request is sound.
 
+use std::sync::Arc;
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,8 @@ pub struct Reconfiguration {
     pub open_rendezvous: bool,
     /// Secrets that sign `expiry:user` credentials, at most two.
     pub auth_secrets: Vec<Secret>,
+    /// Certificate and key of TLS.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
 }
 
 /// A session to be made.

@@ -394,7 +394,12 @@ mod tests {
             ),
             (&["--state-dir="], "is empty: give a value or leave it out"),
             (&["serve"], "the commands are `doctor` and `gen-credential`"),
-            (&["--tls-listen=1.1.1.1:1"], "unknown option --tls-listen"),
+            (&["--tls-listen=1.1.1.1:1"], "but tls-cert is not given"),
+            (&["--tls-cert=/c.pem"], "but tls-key is not given"),
+            (
+                &["--tls-cert=/nonexistent", "--tls-key=/nonexistent"],
+                "cannot be read",
+            ),
             (&["--auth-secret-file=/nonexistent"], "cannot be read"),
         ] {
             let line = refusal(arguments);

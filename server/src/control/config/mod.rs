@@ -10,12 +10,14 @@ mod invocation;
 mod layers;
 mod options;
 mod relay;
+mod tls;
 
 use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     path::PathBuf,
     str::FromStr,
+    sync::Arc,
 };
 
 pub use error::{ConfigError, EXIT_CODE};
@@ -27,6 +29,7 @@ pub use options::{OPTIONS, OptionSpec, Preset};
 use waypost_proto::turn::peer_policy::Cidr;
 
 use super::secret::Secret;
+use crate::streams::StreamTimes;
 use options::option;
 
 /// Shortest shared secret or token that is accepted without a warning, in bytes (128 bits in hex
@@ -85,6 +88,18 @@ impl TurnUser {
 pub struct Config {
     /// Main addresses; at least one. Port 0 takes one from the kernel.
     pub listen: Vec<SocketAddr>,
+    /// Whether the main addresses are served over TCP too.
+    pub tcp: bool,
+    /// Addresses of TLS; may be none. Port 0 takes one from the kernel.
+    pub tls_listen: Vec<SocketAddr>,
+    /// Certificate and key of TLS; always there when it has an address.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// TCP and TLS connections at one time, over all shards.
+    pub streams_max: u32,
+    /// TCP and TLS connections of one source prefix on each shard; 0 is no limit.
+    pub streams_per_source: u32,
+    /// How patient the server is with them; not an option.
+    pub stream_times: StreamTimes,
     /// Addresses that clients are told in place of local ones.
     pub external_ip: Vec<ExternalIp>,
     /// Second UDP port on every listen address; 0 takes one from the kernel.
@@ -188,6 +203,12 @@ impl Config {
         let chosen = |name| settings.get(name).origin != Origin::Default;
         let mut config = Self {
             listen: read.listen()?,
+            tcp: read.truth("tcp")?,
+            tls_listen: read.tls_listen()?,
+            tls: read.tls()?,
+            streams_max: read.number("streams", 1..=1 << 20)?,
+            streams_per_source: read.number("streams-per-source", 0..=1 << 20)?,
+            stream_times: StreamTimes::default(),
             external_ip: read.external_ip()?,
             probe_port: read.number("probe-port", 0..=u16::MAX)?,
             alternate_ip: read.ip_per_family("alternate-ip")?,
@@ -280,6 +301,18 @@ impl Config {
                     "listen on another address of its family too",
                 ));
             }
+        }
+        let clash = self.tls_listen.iter().find(|tls| {
+            let is_same = |at: &SocketAddr| at.port() == tls.port() && at.ip() == tls.ip();
+            tls.port() != 0 && self.tcp && self.listen.iter().any(is_same)
+        });
+        if let Some(address) = clash {
+            return Err(ConfigError::new(
+                format!(
+                    "tls-listen {address} is a --listen address too, which serves TCP without TLS"
+                ),
+                "choose another port for one of them; 5349 is usual for TLS",
+            ));
         }
         if let Some(address) = self.admin.filter(|at| !at.ip().is_loopback())
             && self.admin_token.is_none()
@@ -395,15 +428,20 @@ impl Reader<'_> {
             .map_err(|_| self.bad(name, text, "is not an address and a port", remedy))
     }
 
-    fn listen(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+    fn addresses(&self, name: &str) -> Result<Vec<SocketAddr>, ConfigError> {
         let mut addresses = Vec::new();
-        for text in &self.0.get("listen").values {
-            let address = self.address("listen", text)?;
+        for text in &self.0.get(name).values {
+            let address = self.address(name, text)?;
             if address.port() != 0 && addresses.contains(&address) {
-                return Err(self.bad("listen", text, "is there twice", "remove one"));
+                return Err(self.bad(name, text, "is there twice", "remove one"));
             }
             addresses.push(address);
         }
+        Ok(addresses)
+    }
+
+    fn listen(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+        let addresses = self.addresses("listen")?;
         match addresses.is_empty() {
             true => Err(self.bad(
                 "listen",

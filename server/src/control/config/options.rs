@@ -103,10 +103,32 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "listen",
         "IP:PORT",
-        "Main port, UDP; repeatable",
+        "Main port, UDP and TCP; repeatable",
     )
     .up_to(32)
     .by_host(default_listen),
+    OptionSpec::new("tcp", "BOOL", "Whether the main port is served over TCP too").preset("true"),
+    OptionSpec::new(
+        "tls-listen",
+        "IP:PORT",
+        "Port of TURN and rendezvous over TLS; repeatable [default: none]",
+    )
+    .up_to(32),
+    OptionSpec::new(
+        "tls-cert",
+        "FILE",
+        "PEM file with the certificate of --tls-listen and those that lead to its root",
+    )
+    .reloads(),
+    OptionSpec::new("tls-key", "FILE", "PEM file with the private key of --tls-cert").reloads(),
+    OptionSpec::new("streams", "N", "TCP and TLS connections at one time, over all shards")
+        .preset("4096"),
+    OptionSpec::new(
+        "streams-per-source",
+        "N",
+        "TCP and TLS connections of one IPv4 address or IPv6 /56 at one time, on each shard; 0 is no limit",
+    )
+    .preset("64"),
     OptionSpec::new(
         "external-ip",
         "IP[/LOCAL]",

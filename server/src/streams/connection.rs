@@ -1,0 +1,183 @@
+//! One client's stream: decrypted if it is TLS, and cut into messages. It opens and closes nothing and knows no deadlines.
+
+use std::io::BufRead as _;
+use std::io::Write as _;
+
+use rustls::ServerConnection;
+use waypost_proto::addr::ClientAddr;
+use waypost_proto::forwarding::SocketIndex;
+use waypost_proto::time::Millis;
+use waypost_proto::wire::stream::Framer;
+
+use super::End;
+use crate::packet_io::{SendRefused, StreamId, StreamIo};
+
+/// Encrypted bytes are offered to the backend in pieces of this size, because it takes a piece as a whole or not at all.
+const PIECE: usize = 16 << 10;
+
+/// Room for encrypted bytes that a stream keeps when it has none.
+const PENDING_KEPT: usize = 2048;
+
+/// The encryption of one stream.
+struct Cipher {
+    session: ServerConnection,
+    /// Encrypted bytes that the backend has not taken yet: at most one frame, because nothing is encrypted before they
+    /// are gone. They can neither be dropped nor overtaken.
+    pending: Vec<u8>,
+}
+
+/// One client's stream.
+pub struct Connection {
+    socket: SocketIndex,
+    peer: ClientAddr,
+    cipher: Option<Box<Cipher>>,
+    framer: Framer,
+    /// When its last whole message came.
+    pub(super) heard_at: Option<Millis>,
+    /// Since when nothing could be sent.
+    pub(super) full_since: Option<Millis>,
+    /// Whether a timer is set that offers encrypted bytes again.
+    pub(super) waits_for_room: bool,
+}
+
+impl Connection {
+    pub(super) fn new(
+        socket: SocketIndex,
+        peer: ClientAddr,
+        session: Option<ServerConnection>,
+        serves_rfc5766: bool,
+    ) -> Self {
+        let cipher = session.map(|mut session| {
+            // What is written is taken out at once, so it is bounded by one frame and must be taken as a whole.
+            session.set_buffer_limit(None);
+            let pending = Vec::new();
+            Box::new(Cipher { session, pending })
+        });
+        Self {
+            socket,
+            peer,
+            cipher,
+            framer: Framer::new(serves_rfc5766),
+            heard_at: None,
+            full_since: None,
+            waits_for_room: false,
+        }
+    }
+
+    /// The listener that it came by.
+    #[must_use]
+    pub const fn socket(&self) -> SocketIndex {
+        self.socket
+    }
+
+    /// The client's address.
+    #[must_use]
+    pub const fn peer(&self) -> ClientAddr {
+        self.peer
+    }
+
+    /// Whether it is TLS and nothing can be said yet.
+    pub(super) fn is_handshaking(&self) -> bool {
+        let cipher = self.cipher.as_deref();
+        cipher.is_some_and(|cipher| cipher.session.is_handshaking())
+    }
+
+    pub(super) fn has_pending(&self) -> bool {
+        let cipher = self.cipher.as_deref();
+        cipher.is_some_and(|cipher| !cipher.pending.is_empty())
+    }
+
+    /// Takes in what came and passes on each whole message. Afterwards, whatever the outcome, [`Connection::flush`] lets
+    /// leave what TLS itself has to say.
+    ///
+    /// # Errors
+    /// Why the stream is of no more use.
+    pub fn receive(
+        &mut self,
+        now: Millis,
+        mut input: &[u8],
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), End> {
+        let heard_at = &mut self.heard_at;
+        let framer = &mut self.framer;
+        let mut feed = |bytes: &[u8]| {
+            let outcome = framer.feed(bytes, |message| {
+                *heard_at = Some(now);
+                each(message);
+            });
+            outcome.map_err(|_| End::BadFrame)
+        };
+        let Some(cipher) = &mut self.cipher else {
+            return feed(input);
+        };
+        while !input.is_empty() {
+            match cipher.session.read_tls(&mut input) {
+                Ok(taken) if taken > 0 => {}
+                _ => return Err(End::Tls),
+            }
+            let state = cipher.session.process_new_packets();
+            let state = state.map_err(|_| End::Tls)?;
+            let mut reader = cipher.session.reader();
+            // An error means that there is nothing now, an empty buffer that there will never be.
+            while let Ok(bytes) = reader.fill_buf()
+                && !bytes.is_empty()
+            {
+                feed(bytes)?;
+                let len = bytes.len();
+                reader.consume(len);
+            }
+            if state.peer_has_closed() {
+                return Err(End::Peer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a whole frame.
+    ///
+    /// # Errors
+    /// Nothing of it was sent.
+    pub(super) fn send<P: StreamIo>(
+        &mut self,
+        io: &mut P,
+        stream: StreamId,
+        frame: &[u8],
+    ) -> Result<(), SendRefused> {
+        if self.cipher.is_none() {
+            return io.send_stream(stream, &[frame]);
+        }
+        self.flush(io, stream)?;
+        let cipher = self.cipher.as_mut().expect("it is TLS");
+        if cipher.session.is_handshaking() || cipher.session.writer().write_all(frame).is_err() {
+            return Err(SendRefused::Gone);
+        }
+        match self.flush(io, stream) {
+            // The rest leaves later.
+            Err(SendRefused::Full) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Gives the backend what TLS has encrypted.
+    ///
+    /// # Errors
+    /// Not all of it was taken.
+    pub fn flush<P: StreamIo>(&mut self, io: &mut P, stream: StreamId) -> Result<(), SendRefused> {
+        let Some(cipher) = &mut self.cipher else {
+            return Ok(());
+        };
+        let Cipher { session, pending } = &mut **cipher;
+        while session.wants_write() {
+            session.write_tls(pending).expect("memory takes everything");
+        }
+        let mut taken = 0;
+        let outcome = pending.chunks(PIECE).try_for_each(|piece| {
+            io.send_stream(stream, &[piece])?;
+            taken += piece.len();
+            Ok(())
+        });
+        pending.drain(..taken);
+        pending.shrink_to(PENDING_KEPT);
+        outcome
+    }
+}

@@ -1,0 +1,291 @@
+//! A client of streams, written from the wire formats: TCP or TLS, whole messages or a byte at a time.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use waypost_proto::addr::Addr;
+use waypost_proto::wire::channel_data::{self, ChannelNumber};
+use waypost_proto::wire::stream::{Framer, padding};
+use waypost_proto::wire::stun::{
+    Class, Integrity, LongTermKey, Message, MessageWriter, TransactionId, attr, method,
+};
+use waypost_server::serve::Server;
+
+use crate::identity::Identity;
+
+/// A wait that ends a hung test; no test passes because of it.
+pub const HANG: Duration = Duration::from_secs(20);
+pub const BACKENDS: [&str; 2] = ["uring", "mmsg"];
+pub const REALM: &str = "waypost";
+pub const TURN: [&str; 4] = [
+    "--user",
+    "ann:ann's own password",
+    "--allow-peer",
+    "127.0.0.0/8",
+];
+
+/// A server with TCP and TLS.
+pub fn server(io: &str, shards: &str, identity: &Identity, more: &[&str]) -> Server {
+    let (cert, key) = (identity.cert(), identity.key());
+    let tls = ["--tls-listen", "127.0.0.1:0", "--tls-cert", &cert];
+    let options = ["--io", io, "--shards", shards, "--tls-key", &key];
+    let all = [&options[..], &tls, &TURN, more].concat();
+    Server::start_adjusted(&all, |config| {
+        config.stream_times.first_message_ms = 20_000;
+    })
+    .unwrap()
+}
+
+/// Waits until something is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let give_up = Instant::now() + HANG;
+    while !is_so() {
+        assert!(Instant::now() < give_up, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+enum Wire {
+    Tcp(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+/// One connection.
+pub struct Stream {
+    wire: Wire,
+    framer: Framer,
+    ready: VecDeque<Vec<u8>>,
+    pub is_bytewise: bool,
+}
+
+impl Stream {
+    pub fn tcp(at: SocketAddr) -> Self {
+        Self::over_tcp(connect(at))
+    }
+
+    pub fn tls(at: SocketAddr, config: &Arc<ClientConfig>) -> Self {
+        Self::over_tls(connect(at), config)
+    }
+
+    pub fn over_tcp(socket: TcpStream) -> Self {
+        Self::over(Wire::Tcp(socket))
+    }
+
+    pub fn over_tls(socket: TcpStream, config: &Arc<ClientConfig>) -> Self {
+        let name = "localhost".try_into().unwrap();
+        let session = ClientConnection::new(Arc::clone(config), name).unwrap();
+        Self::over(Wire::Tls(Box::new(StreamOwned::new(session, socket))))
+    }
+
+    fn over(wire: Wire) -> Self {
+        Self {
+            wire,
+            framer: Framer::new(false),
+            ready: VecDeque::new(),
+            is_bytewise: false,
+        }
+    }
+
+    pub fn socket(&self) -> &TcpStream {
+        match &self.wire {
+            Wire::Tcp(socket) => socket,
+            Wire::Tls(tls) => &tls.sock,
+        }
+    }
+
+    pub fn addr(&self) -> Addr {
+        Addr::new(self.socket().local_addr().unwrap())
+    }
+
+    pub fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let wire: &mut dyn Write = match &mut self.wire {
+            Wire::Tcp(socket) => socket,
+            Wire::Tls(tls) => tls,
+        };
+        let piece = if self.is_bytewise {
+            1
+        } else {
+            bytes.len().max(1)
+        };
+        bytes.chunks(piece).try_for_each(|piece| {
+            wire.write_all(piece)?;
+            wire.flush()
+        })
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.try_send(bytes).unwrap();
+    }
+
+    /// One look for what has come: false if the connection is over.
+    fn read(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        let read = match &mut self.wire {
+            Wire::Tcp(socket) => socket.read(&mut buffer),
+            Wire::Tls(tls) => tls.read(&mut buffer),
+        };
+        match read {
+            Ok(0) => false,
+            Ok(len) => {
+                let ready = &mut self.ready;
+                let fed = self
+                    .framer
+                    .feed(&buffer[..len], |message| ready.push_back(message.to_vec()));
+                fed.unwrap();
+                true
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => true,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => true,
+            Err(_) => false,
+        }
+    }
+
+    /// The next message; `None` once the connection is over.
+    pub fn next(&mut self) -> Option<Vec<u8>> {
+        let give_up = Instant::now() + HANG;
+        loop {
+            if let Some(message) = self.ready.pop_front() {
+                return Some(message);
+            }
+            assert!(Instant::now() < give_up, "nothing came");
+            if !self.read() {
+                return None;
+            }
+        }
+    }
+
+    /// A message that is there already or comes within the read timeout of the socket.
+    pub fn poll(&mut self) -> Option<Vec<u8>> {
+        if self.ready.is_empty() {
+            assert!(self.read(), "the connection is over");
+        }
+        self.ready.pop_front()
+    }
+
+    pub fn receive(&mut self) -> Vec<u8> {
+        self.next().expect("the connection is open")
+    }
+
+    /// Asserts that the server closes.
+    pub fn expect_end(&mut self) {
+        assert_eq!(self.next(), None);
+    }
+}
+
+fn connect(at: SocketAddr) -> TcpStream {
+    let socket = TcpStream::connect(at).unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket.set_read_timeout(Some(HANG)).unwrap();
+    socket
+}
+
+pub fn binding(id: u8) -> Vec<u8> {
+    let mut out = Vec::new();
+    let id = TransactionId([id; 12]);
+    MessageWriter::new(&mut out, method::BINDING, Class::Request, id).finish();
+    out
+}
+
+/// ChannelData with its padding.
+pub fn channel(number: u16, data: &[u8]) -> Vec<u8> {
+    let number = ChannelNumber::new(number).unwrap();
+    let mut out = channel_data::header(number, data.len()).to_vec();
+    out.extend_from_slice(data);
+    out.resize(out.len() + padding(out.len()), 0xee);
+    out
+}
+
+/// A TURN client.
+pub struct TurnClient {
+    pub stream: Stream,
+    nonce: Vec<u8>,
+    next_id: u8,
+}
+
+impl TurnClient {
+    pub fn new(stream: Stream) -> Self {
+        Self {
+            stream,
+            nonce: Vec::new(),
+            next_id: 0,
+        }
+    }
+
+    /// Sends a request; returns the answer, or an error's code.
+    pub fn try_request(
+        &mut self,
+        method: u16,
+        fill: &dyn Fn(&mut MessageWriter<'_>),
+    ) -> Result<Vec<u8>, u16> {
+        let key = LongTermKey::md5("ann", REALM, "ann's own password");
+        loop {
+            self.next_id += 1;
+            let mut out = Vec::new();
+            let id = TransactionId([self.next_id; 12]);
+            let mut writer = MessageWriter::new(&mut out, method, Class::Request, id);
+            fill(&mut writer);
+            if !self.nonce.is_empty() {
+                writer
+                    .attribute(attr::USERNAME, b"ann")
+                    .attribute(attr::REALM, REALM.as_bytes())
+                    .attribute(attr::NONCE, &self.nonce)
+                    .integrity(Integrity::Sha1, key.as_bytes());
+            }
+            writer.finish();
+            self.stream.send(&out);
+            let bytes = self.stream.receive();
+            let answer = Message::parse(&bytes).unwrap();
+            assert_eq!(answer.transaction_id(), id);
+            match answer.error_code() {
+                Some(401) => self.nonce = answer.find(attr::NONCE).unwrap().to_vec(),
+                Some(code) => return Err(code),
+                None => {
+                    assert!(answer.verify_integrity(Integrity::Sha1, key.as_bytes()));
+                    return Ok(bytes);
+                }
+            }
+        }
+    }
+
+    pub fn request(&mut self, method: u16, fill: &dyn Fn(&mut MessageWriter<'_>)) -> Vec<u8> {
+        self.try_request(method, fill).unwrap()
+    }
+
+    pub fn allocate(&mut self) -> SocketAddr {
+        let bytes = self.request(method::ALLOCATE, &|w| {
+            w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+        });
+        let answer = Message::parse(&bytes).unwrap();
+        let mapped = answer.find_xor_addr(attr::XOR_MAPPED_ADDRESS);
+        assert_eq!(mapped, Some(self.stream.addr()));
+        let relayed = answer.find_xor_addr(attr::XOR_RELAYED_ADDRESS).unwrap();
+        relayed.to_socket_addr()
+    }
+
+    pub fn permit(&mut self, peer: Addr) {
+        self.request(method::CREATE_PERMISSION, &|w| {
+            w.xor_addr(attr::XOR_PEER_ADDRESS, peer);
+        });
+    }
+
+    pub fn bind(&mut self, peer: Addr) {
+        self.request(method::CHANNEL_BIND, &|w| {
+            w.attribute(attr::CHANNEL_NUMBER, &[0x40, 0x0a, 0, 0])
+                .xor_addr(attr::XOR_PEER_ADDRESS, peer);
+        });
+    }
+
+    pub fn send_indication(&mut self, peer: Addr, data: &[u8]) {
+        let mut out = Vec::new();
+        let id = TransactionId([0; 12]);
+        MessageWriter::new(&mut out, method::SEND, Class::Indication, id)
+            .xor_addr(attr::XOR_PEER_ADDRESS, peer)
+            .attribute(attr::DATA, data)
+            .finish();
+        self.stream.send(&out);
+    }
+}

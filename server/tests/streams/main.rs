@@ -1,0 +1,9 @@
+//! TCP and TLS against the running server, on either backend.
+
+#![allow(clippy::unwrap_used)]
+
+mod client;
+mod hostile;
+mod identity;
+mod native;
+mod turn;

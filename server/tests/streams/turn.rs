@@ -1,0 +1,227 @@
+//! TURN over TCP and TLS.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpStream, UdpSocket};
+
+use waypost_proto::addr::Addr;
+use waypost_proto::wire::channel_data;
+use waypost_proto::wire::stun::{Message, attr, method};
+use waypost_server::serve::Server;
+
+use crate::client::{BACKENDS, HANG, Stream, TurnClient, binding, channel, server, until};
+use crate::identity::Identity;
+
+fn peer() -> (UdpSocket, Addr) {
+    let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+    peer.set_read_timeout(Some(HANG)).unwrap();
+    let addr = Addr::new(peer.local_addr().unwrap());
+    (peer, addr)
+}
+
+/// A connection of either kind.
+fn connect(server: &Server, identity: &Identity, is_tls: bool) -> Stream {
+    match is_tls {
+        true => Stream::tls(server.tls_addrs()[0], &identity.client),
+        false => Stream::tcp(server.main_addr()),
+    }
+}
+
+fn conversation(io: &str, is_tls: bool, is_bytewise: bool) {
+    let identity = Identity::new();
+    let server = server(io, "2", &identity, &[]);
+    assert_eq!(server.backend(), io);
+    let (peer, peer_addr) = peer();
+    let mut buffer = [0; 2048];
+    let mut stream = connect(&server, &identity, is_tls);
+    stream.is_bytewise = is_bytewise;
+    let mut client = TurnClient::new(stream);
+    let relayed = client.allocate();
+    client.permit(peer_addr);
+    for len in [0, 1, 2, 3, 4, 5, 200, 1379] {
+        let data: Vec<u8> = (0..len).map(|i| (i * 7 + len) as u8).collect();
+        client.send_indication(peer_addr, &data);
+        let (got, from) = peer.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..got], from), (&data[..], relayed));
+        peer.send_to(&data, relayed).unwrap();
+        let bytes = client.stream.receive();
+        let message = Message::parse(&bytes).unwrap();
+        assert_eq!(message.method(), method::DATA);
+        let told = message.find_xor_addr(attr::XOR_PEER_ADDRESS);
+        assert_eq!(told, Some(peer_addr));
+        assert_eq!(message.find(attr::DATA), Some(&data[..]));
+    }
+    client.bind(peer_addr);
+    for len in [0, 1, 2, 3, 4, 5, 200, 1379] {
+        let data: Vec<u8> = (0..len).map(|i| (i * 5 + len) as u8).collect();
+        client.stream.send(&channel(0x400a, &data));
+        let (got, from) = peer.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..got], from), (&data[..], relayed));
+        peer.send_to(&data, relayed).unwrap();
+        let bytes = client.stream.receive();
+        let message = channel_data::parse(&bytes).unwrap();
+        assert_eq!((message.channel.get(), message.data), (0x400a, &data[..]));
+    }
+    let other_transport = client.try_request(method::REFRESH, &|w| {
+        w.u32(attr::LIFETIME, 0);
+    });
+    assert!(other_transport.is_ok());
+    // Relayed transport addresses are UDP, whatever the client speaks (RFC 8656 section 7.2).
+    let tcp = client.try_request(method::ALLOCATE, &|w| {
+        w.attribute(attr::REQUESTED_TRANSPORT, &[6, 0, 0, 0]);
+    });
+    assert_eq!(tcp, Err(442));
+}
+
+#[test]
+fn a_conversation_over_tcp() {
+    for io in BACKENDS {
+        conversation(io, false, false);
+    }
+}
+
+#[test]
+fn a_conversation_over_tls() {
+    for io in BACKENDS {
+        conversation(io, true, false);
+    }
+}
+
+#[test]
+fn a_conversation_byte_by_byte() {
+    for io in BACKENDS {
+        conversation(io, false, true);
+        conversation(io, true, true);
+    }
+}
+
+#[test]
+fn several_messages_in_one_segment() {
+    for io in BACKENDS {
+        for is_tls in [false, true] {
+            let identity = Identity::new();
+            let server = server(io, "1", &identity, &[]);
+            let (peer, peer_addr) = peer();
+            let mut client = TurnClient::new(connect(&server, &identity, is_tls));
+            client.allocate();
+            client.bind(peer_addr);
+            let data: [&[u8]; 4] = [b"one", b"", b"three", b"fourth"];
+            let mut bytes = binding(77);
+            data.iter()
+                .for_each(|data| bytes.extend(channel(0x400a, data)));
+            bytes.extend(binding(78));
+            // The last one comes in two halves.
+            let (head, tail) = bytes.split_at(bytes.len() - 7);
+            client.stream.send(head);
+            client.stream.send(tail);
+            let mut buffer = [0; 64];
+            for expected in data {
+                let (len, from) = peer.recv_from(&mut buffer).unwrap();
+                assert_eq!(&buffer[..len], expected);
+                peer.send_to(expected, from).unwrap();
+            }
+            let mut answers: Vec<_> = (0..6).map(|_| client.stream.receive()).collect();
+            // Answers and relayed data may pass each other.
+            answers.retain(|bytes| match channel_data::parse(bytes) {
+                Some(_) => true,
+                None => {
+                    let id = Message::parse(bytes).unwrap().transaction_id().0[0];
+                    assert!([77, 78].contains(&id));
+                    false
+                }
+            });
+            let echoed: Vec<_> = answers
+                .iter()
+                .map(|bytes| channel_data::parse(bytes).unwrap().data)
+                .collect();
+            assert_eq!(echoed, data);
+        }
+    }
+}
+
+#[test]
+fn channel_data_to_a_stream_is_padded() {
+    let identity = Identity::new();
+    for io in BACKENDS {
+        let server = server(io, "1", &identity, &[]);
+        let (peer, peer_addr) = peer();
+        let mut client = TurnClient::new(connect(&server, &identity, false));
+        let relayed = client.allocate();
+        client.bind(peer_addr);
+        peer.send_to(b"12345", relayed).unwrap();
+        let mut bytes = [0xff; 12];
+        client.stream.socket().read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"\x40\x0a\x00\x0512345\0\0\0");
+    }
+}
+
+/// Waits until nobody has the port of a relayed address.
+fn until_free(relayed: std::net::SocketAddr) {
+    until("the end of the allocation", || {
+        UdpSocket::bind(relayed).is_ok()
+    });
+}
+
+#[test]
+fn an_allocation_ends_with_its_stream() {
+    for io in BACKENDS {
+        for is_tls in [false, true] {
+            let identity = Identity::new();
+            let server = server(io, "2", &identity, &[]);
+            let mut client = TurnClient::new(connect(&server, &identity, is_tls));
+            let relayed = client.allocate();
+            assert!(UdpSocket::bind(relayed).is_err());
+            drop(client);
+            until_free(relayed);
+            // So it does when only one half is closed.
+            let mut client = TurnClient::new(connect(&server, &identity, is_tls));
+            let relayed = client.allocate();
+            let socket = client.stream.socket();
+            socket.shutdown(std::net::Shutdown::Write).unwrap();
+            client.stream.expect_end();
+            until_free(relayed);
+        }
+    }
+}
+
+#[test]
+fn two_streams_reach_each_other_through_their_relayed_addresses() {
+    for io in BACKENDS {
+        let identity = Identity::new();
+        let server = server(io, "2", &identity, &[]);
+        for _ in 0..8 {
+            let mut clients =
+                [false, true].map(|is_tls| TurnClient::new(connect(&server, &identity, is_tls)));
+            let relayed = clients.each_mut().map(|c| Addr::new(c.allocate()));
+            clients[0].bind(relayed[1]);
+            clients[1].bind(relayed[0]);
+            for (from, to) in [(0, 1), (1, 0)] {
+                clients[from]
+                    .stream
+                    .send(&channel(0x400a, b"over two relays"));
+                let bytes = clients[to].stream.receive();
+                let data = channel_data::parse(&bytes).unwrap().data;
+                assert_eq!(data, b"over two relays");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_tcp_nobody_connects() {
+    for io in BACKENDS {
+        let server = Server::start_with(&["--io", io, "--tcp", "false"]).unwrap();
+        assert!(TcpStream::connect(server.main_addr()).is_err());
+    }
+}
+
+#[test]
+fn tcp_has_the_port_of_udp() {
+    for io in BACKENDS {
+        let server = Server::start_with(&["--io", io]).unwrap();
+        let mut stream = TcpStream::connect(server.main_addr()).unwrap();
+        stream.write_all(&binding(1)).unwrap();
+        let mut header = [0; 20];
+        stream.read_exact(&mut header).unwrap();
+        assert_eq!(header[..2], [1, 1]);
+    }
+}
