@@ -384,7 +384,7 @@ impl TurnService {
                 self.close(step, family, socket, port);
             }
             self.delete(step, index);
-            reply.error(step, error.unwrap_or(508));
+            self.reject(step, &reply, Reject(error.unwrap_or(508)));
             return;
         }
         let (socket, client) = (allocation.socket, allocation.client);
