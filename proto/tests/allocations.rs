@@ -70,7 +70,11 @@ fn shard() -> Shard {
         },
         seed: [2; 32],
         placement_seeds: [3, 4],
-        turn: TurnConfig::default(),
+        turn: TurnConfig {
+            // The budget is drawn on and never empty.
+            unproven_bytes_per_sec: u32::MAX,
+            ..TurnConfig::default()
+        },
     };
     Shard::new(config, Millis(0))
 }

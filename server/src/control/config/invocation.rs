@@ -562,6 +562,7 @@ mod tests {
     #[test]
     fn options_of_the_relay_that_cannot_be_used() {
         let long = format!("--user={}:p", "n".repeat(509));
+        let realm = format!("--realm={}", "r".repeat(128));
         for (arguments, part) in [
             (&["--relay-ip=0.0.0.0"][..], "cannot be told to clients"),
             (&["--relay-ip=224.0.0.1"], "cannot be told to clients"),
@@ -595,6 +596,8 @@ mod tests {
                 "names somebody twice",
             ),
             (&["--user-file=/nonexistent"], "cannot be read"),
+            (&[&realm], "is not a realm"),
+            (&["--realm=a\"b"], "is not a realm"),
             (&["--allow-peer=10.0.0.0/33"], "is not a range of addresses"),
             (
                 &["--alternate-server=1.1.1.1"],
