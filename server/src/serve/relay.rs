@@ -193,3 +193,56 @@ pub(super) fn sockets_per_shard(config: &Config, listeners: usize) -> (u32, Opti
     });
     (sockets, warning)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::{Host, Sources};
+
+    fn config(arguments: &[&str]) -> Config {
+        let sources = Sources {
+            arguments: ["waypost-server"]
+                .iter()
+                .chain(arguments)
+                .map(Into::into)
+                .collect(),
+            environment: Vec::new(),
+            host: Host::detect(|_| None),
+        };
+        sources.reload().unwrap()
+    }
+
+    #[test]
+    fn urls_name_what_is_listened_on() {
+        let lines = [
+            "udp 198.51.100.1:3478",
+            "udp [2001:db8::1]:3478",
+            "tcp 198.51.100.1:3478",
+            "tls 198.51.100.1:5349",
+            "probe 198.51.100.1:3479",
+            "admin 127.0.0.1:9478",
+        ]
+        .map(str::to_owned);
+        let urls = |arguments: &[&str]| turn_urls(&config(arguments), &lines);
+        assert_eq!(
+            urls(&[]),
+            [
+                "turn:198.51.100.1:3478?transport=udp",
+                "turn:[2001:db8::1]:3478?transport=udp",
+                "turn:198.51.100.1:3478?transport=tcp",
+                "turns:198.51.100.1:5349?transport=tcp",
+            ]
+        );
+        assert_eq!(
+            urls(&["--turn-host=turn.example.org"]),
+            [
+                "turn:turn.example.org:3478?transport=udp",
+                "turn:turn.example.org:3478?transport=tcp",
+                "turns:turn.example.org:5349?transport=tcp",
+            ]
+        );
+        let outside = urls(&["--external-ip=203.0.113.9/198.51.100.1"]);
+        assert_eq!(outside[0], "turn:203.0.113.9:3478?transport=udp");
+        assert_eq!(outside[1], "turn:[2001:db8::1]:3478?transport=udp");
+    }
+}
