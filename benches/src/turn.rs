@@ -73,7 +73,7 @@ impl TurnCommand {
     pub fn coturn(name: &str, program: &Path) -> Self {
         let arguments = "-n --listening-ip={ip} --relay-ip={ip} --listening-port={port} --min-port={low} --max-port={high} \
              --lt-cred-mech --user={user}:{password} --realm={realm} --allow-loopback-peers --no-cli --no-tls --no-dtls \
-             --no-stdout-log --log-file=/dev/null --pidfile=/dev/null --userdb=/nonexistent -m 1";
+             --no-stdout-log --log-file=/dev/null --pidfile=/dev/null --userdb=/proc/none -m 1";
         Self {
             name: name.to_owned(),
             program: program.to_owned(),

@@ -738,7 +738,13 @@ impl Shard {
                 socket,
                 source,
                 owner,
-            } => self.forwarding.add_guest(socket, source, owner),
+                answer,
+            } => {
+                self.forwarding.add_guest(socket, source, owner);
+                let start = self.outbox.bytes.len();
+                self.outbox.bytes.extend_from_slice(&answer);
+                self.outbox.transmit(socket, source.0, start);
+            }
             Mail::GuestLeft { socket, source, id } => self.turn.note_deletion(socket, source, id),
             Mail::RemoveGuest {
                 socket,

@@ -176,6 +176,8 @@ counters! {
     TurnCredentialFailures => AUTH_FAILURES, ["reason" = "turn"];
     /// TURN allocations that expired.
     AllocationsExpired => total("waypost_allocations_expired_total", "TURN allocations that were not refreshed in time"), [];
+    /// TURN clients that were sent to another server.
+    Redirects => total("waypost_redirects_total", "TURN clients sent to an --alternate-server"), [];
     /// TURN allocations whose clients moved to another five-tuple.
     AllocationsMoved => total("waypost_allocations_moved_total", "TURN allocations whose clients moved to another address (RFC 8016)"), [];
     /// Datagrams of moved TURN clients that were mailed to the shard of their allocation.

@@ -16,12 +16,12 @@ use waypost_proto::forwarding::RelayLimits;
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::lobby::door::DoorAnswer;
 use waypost_proto::nonce::ServerSecret;
-use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, time_limited_password};
+use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig};
 use waypost_proto::time::{Millis, WallClock};
 
 use self::listeners::{Listeners, ShardSockets};
 use self::rendezvous::Shards;
-use crate::control::admin::Rendezvous;
+use crate::control::admin::{Rendezvous, TurnCredential};
 use crate::control::config::{Config, ConfigError, Host, Invocation, IoChoice, Sources};
 use crate::control::counters;
 use crate::control::metrics::{Metrics, ShardPublisher};
@@ -502,6 +502,7 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
         lines.push(format!("admin {address}"));
     }
     announce(&lines, server.main_addr());
+    let turn_urls = relay::turn_urls(&config, &lines);
     let control = Control {
         config,
         sources,
@@ -511,6 +512,7 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
         signals,
         admin,
         listeners: lines,
+        turn_urls,
     };
     let ended = control.start().map(JoinHandle::join);
     server.stop();
@@ -536,9 +538,11 @@ fn generated_credential(
         )
     })?;
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    let username = format!("{}:{user}", now.as_secs() + valid_secs);
-    let password = time_limited_password(secret.expose(), &username);
-    Ok(format!("username {username}\npassword {password}\n"))
+    let credential = TurnCredential::new(secret, user, now.as_secs() + valid_secs);
+    Ok(format!(
+        "username {}\npassword {}\n",
+        credential.username, credential.credential
+    ))
 }
 
 /// Says where the server listens, and two lines for somebody who has just started their first one. Whether anybody reads

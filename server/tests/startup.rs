@@ -249,6 +249,40 @@ fn without_io_uring_auto_serves_with_one_warning_and_uring_refuses() {
 }
 
 #[test]
+fn gen_credential_prints_what_the_server_takes() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_waypost-server"));
+        command.env_clear().args(arguments);
+        command.output().unwrap()
+    };
+    let secret = "--auth-secret=north-and-south-and-west";
+    let output = run(&["gen-credential", "ann", "--valid-secs", "60", secret]);
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = said
+        .lines()
+        .map(|line| line.split_once(' ').unwrap())
+        .collect();
+    let [("username", name), ("password", password)] = lines[..] else {
+        panic!("{said}");
+    };
+    let (expiry, user) = name.split_once(':').unwrap();
+    assert!(user == "ann" && expiry.parse::<u64>().is_ok(), "{said}");
+    let secret = b"north-and-south-and-west";
+    assert_eq!(
+        password,
+        waypost_proto::shard::time_limited_password(secret, name)
+    );
+    let refused = run(&["gen-credential"]);
+    assert_eq!(refused.status.code(), Some(78));
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        error.contains("no secret to make a credential with"),
+        "{error}"
+    );
+}
+
+#[test]
 fn help_and_doctor_end_well() {
     for arguments in [
         &["--help"][..],

@@ -172,7 +172,7 @@ pub enum Mail {
         /// The datagram.
         bytes: Box<[u8]>,
     },
-    /// Send the shard `owner` everything that comes from this TURN client.
+    /// Send the shard `owner` everything that comes from this TURN client, and send the client this.
     AddGuest {
         /// The socket it sends to.
         socket: SocketIndex,
@@ -180,6 +180,8 @@ pub enum Mail {
         source: ClientAddr,
         /// The shard of its allocation.
         owner: u16,
+        /// The answer that tells the client that it moved.
+        answer: Box<[u8]>,
     },
     /// A TURN client ended its allocation by this request, whose repetition will not come here any more.
     GuestLeft {

@@ -453,7 +453,7 @@ impl TurnService {
             }
             self.delete(step, index);
             if !is_abandoned {
-                reply.error(step, error.unwrap_or(508));
+                self.reject(step, &reply, Reject(error.unwrap_or(508)));
             }
             return;
         }

@@ -7,7 +7,7 @@ use crate::addr::ClientAddr;
 use crate::forwarding::SocketIndex;
 use crate::stats::Counter;
 use crate::unproven::Way;
-use crate::wire::stun::{Class, Message, attr};
+use crate::wire::stun::{Class, Message, attr, method};
 
 impl TurnService {
     /// Serves a request of one of TURN's methods.
@@ -70,11 +70,23 @@ impl TurnService {
             request.reply.send(step.out, Class::Error, |writer| {
                 writer.error_code(420).unknown_attributes(&unknown);
             });
-        } else if let Err(Reject(code)) = self.dispatch(step, &request) {
-            request.reply.error(step, code);
+        } else if let Err(reject) = self.dispatch(step, &request) {
+            self.reject(step, &request.reply, reject);
         }
         self.unknown = unknown;
         Ok(())
+    }
+
+    /// Answers an authenticated request with an error; for want of room with another server's address, if there is one.
+    pub(super) fn reject(&self, step: &mut Step<'_>, reply: &Reply, reject: Reject) {
+        let servers = self.config.alternate_servers.iter().copied();
+        let (own, other): (Vec<_>, Vec<_>) =
+            servers.partition(|at| at.is_ipv4() == reply.to.is_ipv4());
+        if reply.method == method::ALLOCATE && reject.0 == 508 && !own.is_empty() {
+            reply.redirect(step, own.into_iter().chain(other));
+        } else {
+            reply.error(step, reject);
+        }
     }
 
     /// Asks for a credential under a new nonce (RFC 8489 section 9.2.4).

@@ -189,10 +189,24 @@ impl TurnService {
             return Err(Reject(400));
         }
         let wish = allocation.refresh_wish(request.message)?;
-        if wish.requested_secs != Some(0) {
-            self.add_candidate(step, request, index);
+        if wish.requested_secs == Some(0) {
+            self.refresh(step, request, index, wish);
+            return Ok(());
         }
+        self.add_candidate(step, request, index);
         self.refresh(step, request, index, wish);
+        if step.home != self.shard {
+            // The client sends as soon as it has the answer, so the answer comes from where the guest is expected by then.
+            let answer = step.out.transmits.pop().expect("a Refresh is answered");
+            let bytes = step.out.bytes.split_off(answer.start).into();
+            let mail = Mail::AddGuest {
+                socket,
+                source: client,
+                owner: self.shard,
+                answer: bytes,
+            };
+            step.out.mail.push((step.home, mail));
+        }
         Ok(())
     }
 
@@ -211,14 +225,6 @@ impl TurnService {
             self.forget(step, index, old);
         }
         step.forwarding.add_moved(index, place.socket, place.client);
-        if place.home != self.shard {
-            let mail = Mail::AddGuest {
-                socket: place.socket,
-                source: place.client,
-                owner: self.shard,
-            };
-            step.out.mail.push((place.home, mail));
-        }
     }
 
     /// The client sends from where it moved to: from now on that is its five-tuple.

@@ -92,6 +92,8 @@ pub struct TurnConfig {
     /// Whether to serve clients that know RFC 5766 only: channel numbers up to 0x7FFF, and permissions that last as long as
     /// channels because some refresh them late.
     pub serves_rfc5766: bool,
+    /// Where clients are sent when this server is full or draining; the first of their own family counts.
+    pub alternate_servers: Vec<Addr>,
     /// Whether clients may keep their allocations when their addresses change (RFC 8016).
     pub mobility: bool,
     /// What one allocation may relay, both directions together.
@@ -115,6 +117,7 @@ impl Default for TurnConfig {
             permissions_max: 256,
             channels_max: 256,
             serves_rfc5766: false,
+            alternate_servers: Vec::new(),
             mobility: true,
             limits: RelayLimits::default(),
             unproven_bytes_per_sec: 1000,
@@ -201,10 +204,21 @@ impl Reply {
         self.send(step.out, Class::Success, fill);
     }
 
-    fn error(&self, step: &mut Step<'_>, code: u16) {
+    fn error(&self, step: &mut Step<'_>, reject: Reject) {
         step.counters.count(Counter::TurnErrors);
         self.send(step.out, Class::Error, |writer| {
-            writer.error_code(code);
+            writer.error_code(reject.0);
+        });
+    }
+
+    /// Sends the client to another server (RFC 8489 section 10). Only who knows the key could have said so.
+    fn redirect(&self, step: &mut Step<'_>, alternates: impl Iterator<Item = Addr>) {
+        step.counters.count(Counter::Redirects);
+        self.send(step.out, Class::Error, |writer| {
+            writer.error_code(300);
+            alternates.for_each(|at| {
+                writer.plain_addr(attr::ALTERNATE_SERVER, at);
+            });
         });
     }
 }

@@ -78,6 +78,8 @@ pub mod attr {
     pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
     /// XOR-MAPPED-ADDRESS, RFC 8489 section 14.2.
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+    /// ALTERNATE-SERVER, RFC 8489 section 14.15.
+    pub const ALTERNATE_SERVER: u16 = 0x8023;
     /// MOBILITY-TICKET, RFC 8016 section 3.4.
     pub const MOBILITY_TICKET: u16 = 0x8030;
     /// FINGERPRINT, RFC 8489 section 14.7.

@@ -1,10 +1,11 @@
 //! Allocate (RFC 8656 section 7).
 
+use waypost_proto::stats::Counter;
 use waypost_proto::turn::{RelayIp, TurnConfig};
 use waypost_proto::wire::native;
-use waypost_proto::wire::stun::{Class, Message, MessageWriter, attr, method};
+use waypost_proto::wire::stun::{Class, Message, MessageWriter, attr, decode_plain_addr, method};
 
-use crate::client::{Client, MAIN, RELAY_V4, RELAY_V6, Server, config, ip};
+use crate::client::{Client, MAIN, RELAY_V4, RELAY_V6, Server, addr, config, ip};
 
 /// Kind and value.
 type Attribute<'a> = (u16, &'a [u8]);
@@ -252,6 +253,54 @@ fn quotas_and_room() {
     assert_eq!(bob.allocate_with(&mut server, &|_| ()).code(), 508);
     one.refresh(&mut server, 0).ok();
     bob.allocate(&mut server);
+}
+
+// RFC 8489 section 10 and RFC 8656 section 7.2 step 11: who cannot be served is sent elsewhere, in its own family, and is told so
+// under integrity; who is served stays.
+#[test]
+fn clients_are_sent_elsewhere_when_there_is_no_room() {
+    for is_draining in [false, true] {
+        let mut server = Server::with(TurnConfig {
+            allocations_max: 1,
+            alternate_servers: vec![addr("[2600::77]:3478"), addr("198.41.0.77:3478")],
+            ..config()
+        });
+        let mut served = client(1);
+        served.allocate(&mut server);
+        if is_draining {
+            server.shard.drain();
+        }
+        for (at, alternate) in [
+            ("198.41.9.9:2", "198.41.0.77:3478"),
+            ("[2600::9]:2", "[2600::77]:3478"),
+        ] {
+            let answer = Client::ann(at).allocate_with(&mut server, &|_| ());
+            assert_eq!(answer.code(), 300);
+            let message = answer.message();
+            let told = message.find(attr::ALTERNATE_SERVER);
+            assert_eq!(told.and_then(decode_plain_addr), Some(addr(alternate)));
+            assert!(message.find(attr::MESSAGE_INTEGRITY).is_some());
+        }
+        let unsigned = Client::ann("198.41.9.9:3").learn_nonce(&mut server);
+        assert!(unsigned.message().find(attr::ALTERNATE_SERVER).is_none());
+        assert_eq!(served.refresh(&mut server, 600).code(), 0);
+        assert_eq!(server.count(Counter::Redirects), 2);
+    }
+    // Without an alternate in the client's family there is just no room.
+    let mut server = Server::with(TurnConfig {
+        alternate_servers: vec![addr("[2600::77]:3478")],
+        ..config()
+    });
+    server.shard.drain();
+    assert_eq!(client(1).allocate_with(&mut server, &|_| ()).code(), 508);
+    // No room for a socket is no room.
+    let mut server = Server::with(TurnConfig {
+        alternate_servers: vec![addr("198.41.0.77:3478")],
+        ..config()
+    });
+    server.exhausted = true;
+    assert_eq!(client(1).allocate_with(&mut server, &|_| ()).code(), 300);
+    assert_eq!(server.allocations(), 0);
 }
 
 #[test]

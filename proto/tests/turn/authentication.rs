@@ -4,7 +4,7 @@ use waypost_proto::shard::{Verdict, time_limited_password};
 use waypost_proto::stats::Counter;
 use waypost_proto::turn::credential::userhash;
 use waypost_proto::turn::{TurnConfig, TurnCredentials};
-use waypost_proto::wire::stun::{Class, LongTermKey, MessageWriter, attr, method};
+use waypost_proto::wire::stun::{Class, Integrity, LongTermKey, MessageWriter, attr, method};
 
 use crate::client::{Client, EPOCH_SECS, MAIN, REALM, SECRETS, Scheme, Server, addr, config};
 
@@ -25,6 +25,8 @@ fn a_first_request_is_challenged() {
             .unwrap()
             .starts_with(b"obMatJos2wAAA")
     );
+    // RFC 8489 section 14.10.
+    assert!(message.find(attr::NONCE).unwrap().len() < 128);
     let algorithms = message.find(attr::PASSWORD_ALGORITHMS);
     assert_eq!(algorithms, Some(&[0, 2, 0, 0, 0, 1, 0, 0][..]));
     for kind in [attr::USERNAME, attr::USERHASH, attr::MESSAGE_INTEGRITY] {
@@ -80,6 +82,58 @@ fn wrong_credentials() {
     }
     assert_eq!(server.allocations(), 0);
     assert_eq!(server.count(Counter::TurnCredentialFailures), 3);
+}
+
+// RFC 8489 section 14.3: names of up to 763 bytes are parsed; nobody has such a one. What is not UTF-8 is nobody's either.
+#[test]
+fn long_names_are_names() {
+    let mut server = Server::new();
+    let mut client = Client::new(AT, &"n".repeat(763), "a password");
+    assert_eq!(client.allocate_with(&mut server, &|_| ()).code(), 401);
+    let mut out = Vec::new();
+    let id = client.id();
+    MessageWriter::new(&mut out, method::ALLOCATE, Class::Request, id)
+        .attribute(attr::USERNAME, &[0xff, 0xfe])
+        .attribute(attr::REALM, REALM.as_bytes())
+        .attribute(attr::NONCE, &client.nonce)
+        .integrity(client.integrity(), client.key().as_bytes())
+        .finish();
+    assert_eq!(client.ask(&mut server, &out).code(), 401);
+}
+
+// RFC 8489 section 14.6: MESSAGE-INTEGRITY-SHA256 is whole unless the usage says otherwise, and TURN does not.
+#[test]
+fn a_truncated_integrity_is_wrong() {
+    let mut server = Server::new();
+    let mut client = Client::ann(AT);
+    client.scheme = Scheme::Sha256;
+    client.learn_nonce(&mut server);
+    let mut out = Vec::new();
+    let id = client.id();
+    MessageWriter::new(&mut out, method::ALLOCATE, Class::Request, id)
+        .attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+        .attribute(attr::USERNAME, b"ann")
+        .attribute(attr::REALM, REALM.as_bytes())
+        .attribute(attr::NONCE, &client.nonce)
+        .attribute(attr::PASSWORD_ALGORITHMS, &[0, 2, 0, 0, 0, 1, 0, 0])
+        .attribute(attr::PASSWORD_ALGORITHM, &[0, 2, 0, 0])
+        .integrity(Integrity::Sha256Truncated, client.key().as_bytes())
+        .finish();
+    assert_eq!(client.ask(&mut server, &out).code(), 401);
+}
+
+// RFC 8656 section 5: without an allocation every other request is 437, and data is ignored.
+#[test]
+fn without_an_allocation_there_is_nothing_to_do() {
+    let mut server = Server::new();
+    let mut client = Client::ann(AT);
+    let peer = addr("8.8.8.8:1");
+    assert_eq!(client.refresh(&mut server, 600).code(), 437);
+    assert_eq!(client.permit(&mut server, &[peer]).code(), 437);
+    assert_eq!(client.bind(&mut server, 0x4000, peer).code(), 437);
+    let ignored = Verdict::Drop(Counter::DropNoFlow);
+    assert_eq!(client.send(&mut server, peer, b"x"), ignored);
+    assert_eq!(client.channel(&mut server, 0x4000, b"x"), ignored);
 }
 
 // RFC 8489 section 9.2.4: a nonce that is too old, of another address or no nonce is 438 with a new one that works.

@@ -2,6 +2,7 @@
 //! anything (RFC 8489 section 6.3, RFC 8656 section 21).
 
 use waypost_proto::shard::Verdict;
+use waypost_proto::stats::Counter;
 use waypost_proto::wire::stun::{Message, attr, method};
 
 use crate::client::{Client, MAIN, Scheme, Server, addr};
@@ -91,6 +92,36 @@ fn truncated_and_flipped_indications_do_not_panic() {
             }
         }
     }
+}
+
+// RFC 8656 section 12, table 3: what is neither STUN nor ChannelData is dropped.
+#[test]
+fn other_protocols_are_dropped() {
+    let mut server = Server::new();
+    let mut client = Client::ann("198.41.9.9:4000");
+    client.allocate(&mut server);
+    for first in (4..64u8).chain(80..=255) {
+        let verdict = server.deliver(MAIN, client.addr, &[first, 0, 0, 4, 1, 2, 3, 4]);
+        assert_eq!(verdict, Verdict::Drop(Counter::DropParse), "{first}");
+    }
+}
+
+// RFC 8656 sections 18.1, 18.6, 18.7 and 18.8: what is reserved is ignored.
+#[test]
+fn reserved_bits_are_ignored() {
+    let mut server = Server::new();
+    let mut client = Client::ann("198.41.9.9:4000");
+    let answer = client.request(&mut server, method::ALLOCATE, &|w| {
+        w.attribute(attr::REQUESTED_TRANSPORT, &[17, 1, 2, 3])
+            .attribute(attr::REQUESTED_ADDRESS_FAMILY, &[1, 4, 5, 6])
+            .attribute(attr::EVEN_PORT, &[0x7f]);
+    });
+    assert_eq!(answer.code(), 0);
+    let bound = client.request(&mut server, method::CHANNEL_BIND, &|w| {
+        w.attribute(attr::CHANNEL_NUMBER, &[0x40, 0, 7, 8])
+            .xor_addr(attr::XOR_PEER_ADDRESS, addr("8.8.8.8:9"));
+    });
+    assert_eq!(bound.code(), 0);
 }
 
 // Answers, indications of other methods and requests without the magic cookie are never answered.

@@ -121,6 +121,35 @@ fn permissions_and_channels_lapse() {
     assert_eq!(server.take_one().2[..2], [0x00, 0x17]);
 }
 
+// RFC 8656 sections 6, 11.2 and 12.6: data refreshes neither the permission nor the channel nor the allocation.
+#[test]
+fn data_refreshes_nothing() {
+    let mut server = Server::new();
+    let mut client = Client::ann(AT);
+    let relayed = client.allocate(&mut server);
+    let peer = addr("8.8.8.8:1");
+    client.bind(&mut server, 0x4000, peer).ok();
+    for _ in 0..10 {
+        let passed = |verdict| matches!(verdict, Verdict::Forward(_));
+        assert!(passed(client.channel(&mut server, 0x4000, b"x")));
+        assert!(passed(client.send(&mut server, peer, b"x")));
+        assert!(passed(server.peer_sends(peer, relayed, b"x")));
+        server.advance_secs(30);
+    }
+    let none = Verdict::Drop(Counter::DropNoPermission);
+    assert_eq!(client.channel(&mut server, 0x4000, b"x"), none);
+    assert_eq!(server.peer_sends(peer, relayed, b"x"), none);
+    client.permit(&mut server, &[peer]).ok();
+    server.advance_secs(299);
+    client.permit(&mut server, &[peer]).ok();
+    assert!(matches!(
+        client.channel(&mut server, 0x4000, b"x"),
+        Verdict::Forward(_)
+    ));
+    server.advance_secs(2);
+    assert_eq!(server.allocations(), 0);
+}
+
 // RFC 8656 section 12: five minutes pass before a lapsed number or peer is bound to another.
 #[test]
 fn a_lapsed_channel_is_held() {

@@ -16,8 +16,8 @@ pub const STREAM_TABLE: usize = 2;
 /// Everything a shard publishes.
 pub const TABLES: &[&[CounterSpec]] = &[IO_COUNTERS, PROTOCOL_COUNTERS, STREAM_COUNTERS];
 
-/// The gauge that a drain watches: it has to be in one of the tables.
-pub const SESSIONS: &str = "waypost_sessions";
+/// The gauges that a drain watches: they have to be in one of the tables.
+pub const DRAINED: [&str; 2] = ["waypost_sessions", "waypost_allocations"];
 
 const PACKETS: &str = "waypost_packets_total";
 const BYTES: &str = "waypost_bytes_total";

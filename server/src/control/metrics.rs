@@ -626,7 +626,7 @@ mod tests {
             let shown = |line: &str| line.starts_with(name) && !line.starts_with('#');
             assert!(text.lines().any(shown), "no {name} in\n{text}");
         }
-        assert_eq!(metrics.total(crate::control::counters::SESSIONS), 1);
+        assert_eq!(metrics.total(crate::control::counters::DRAINED[0]), 1);
     }
 
     #[test]

@@ -15,9 +15,9 @@ use tokio::{
 };
 
 use super::{
-    admin::{self, Admin, Reconfiguration, Rendezvous},
+    admin::{self, Admin, Reconfiguration, Rendezvous, TurnIssuer},
     config::{Config, ConfigError, Sources},
-    counters::SESSIONS,
+    counters::DRAINED,
     logging::LogLevel,
     metrics::Metrics,
     signals::Request,
@@ -45,6 +45,8 @@ pub struct Control {
     pub admin: Option<TcpListener>,
     /// What the shards listen on, as printed at start, for the status page.
     pub listeners: Vec<String>,
+    /// The URLs of TURN here, for browsers.
+    pub turn_urls: Vec<String>,
 }
 
 /// Binds the admin port of `config`, unless it is off. To be done before the shards start, so that an
@@ -76,8 +78,13 @@ impl Control {
             }
             None => None,
         };
-        let token = self.config.admin_token.clone();
-        let admin = Admin::new(self.metrics, self.rendezvous, token, self.listeners);
+        let admin = Admin::new(
+            self.metrics,
+            self.rendezvous,
+            self.config.admin_token.clone(),
+            self.listeners,
+            TurnIssuer::new(self.config.auth_secrets.clone(), self.turn_urls),
+        );
         let thread = Running {
             admin: Arc::new(admin),
             config: self.config,
@@ -152,7 +159,10 @@ impl Running {
     }
 
     fn is_over(&self) -> bool {
-        let empty = || self.admin.metrics.total(SESSIONS) == 0;
+        let empty = || {
+            let totals = DRAINED.map(|name| self.admin.metrics.total(name));
+            totals == [0; DRAINED.len()]
+        };
         self.stop_at
             .is_some_and(|stop_at| Instant::now() >= stop_at || empty())
     }
@@ -193,6 +203,7 @@ impl Running {
         if let Ok(mut token) = self.admin.token.write() {
             token.clone_from(&new.admin_token);
         }
+        self.admin.turn.set_secrets(new.auth_secrets.clone());
         self.log_level.set(new.log_level);
         self.admin.rendezvous.reconfigure(Reconfiguration {
             open_rendezvous: new.open_rendezvous,

@@ -42,6 +42,12 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
         allocations_per_user: config.allocations_per_user,
         allocations_per_prefix: config.allocations_per_source,
         serves_rfc5766: config.turn_compat,
+        alternate_servers: config
+            .alternate_servers
+            .iter()
+            .copied()
+            .map(Addr::new)
+            .collect(),
         mobility: config.mobility,
         limits: RelayLimits {
             packets_per_sec: config.allocation_packets_per_sec,
@@ -81,6 +87,42 @@ fn relay_ips(config: &Config, host_ips: &[IpAddr]) -> Vec<RelayIp> {
         external: external_ip(config, local),
     });
     told.collect()
+}
+
+/// The URLs by which clients find TURN (RFC 7065), from what is listened on, as printed at start: a `udp` line makes
+/// `turn:` with `transport=udp`, `tcp` one with `transport=tcp`, and `tls` makes `turns:`.
+pub(super) fn turn_urls(config: &Config, lines: &[String]) -> Vec<String> {
+    let host_ips = host_ips();
+    let mut urls = Vec::new();
+    for (kind, at) in lines.iter().filter_map(|line| line.split_once(' ')) {
+        let (scheme, transport) = match kind {
+            "udp" => ("turn", "udp"),
+            "tcp" => ("turn", "tcp"),
+            "tls" => ("turns", "tcp"),
+            _ => continue,
+        };
+        let Ok(at) = at.parse::<SocketAddr>() else {
+            continue;
+        };
+        let host = match &config.turn_host {
+            Some(name) => name.clone(),
+            None => {
+                let ip = Some(at.ip()).filter(|ip| !ip.is_unspecified());
+                let Some(ip) = ip.or_else(|| most_public(at.is_ipv4(), &host_ips)) else {
+                    continue;
+                };
+                match external_ip(config, ip) {
+                    IpAddr::V4(ip) => ip.to_string(),
+                    IpAddr::V6(ip) => format!("[{ip}]"),
+                }
+            }
+        };
+        let url = format!("{scheme}:{host}:{}?transport={transport}", at.port());
+        if !urls.contains(&url) {
+            urls.push(url);
+        }
+    }
+    urls
 }
 
 /// What clients are told in place of a local address.
@@ -178,4 +220,57 @@ pub(super) fn descriptors_per_shard(
         )
     });
     (given, warning)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::{Host, Sources};
+
+    fn config(arguments: &[&str]) -> Config {
+        let sources = Sources {
+            arguments: ["waypost-server"]
+                .iter()
+                .chain(arguments)
+                .map(Into::into)
+                .collect(),
+            environment: Vec::new(),
+            host: Host::detect(|_| None),
+        };
+        sources.reload().unwrap()
+    }
+
+    #[test]
+    fn urls_name_what_is_listened_on() {
+        let lines = [
+            "udp 198.51.100.1:3478",
+            "udp [2001:db8::1]:3478",
+            "tcp 198.51.100.1:3478",
+            "tls 198.51.100.1:5349",
+            "probe 198.51.100.1:3479",
+            "admin 127.0.0.1:9478",
+        ]
+        .map(str::to_owned);
+        let urls = |arguments: &[&str]| turn_urls(&config(arguments), &lines);
+        assert_eq!(
+            urls(&[]),
+            [
+                "turn:198.51.100.1:3478?transport=udp",
+                "turn:[2001:db8::1]:3478?transport=udp",
+                "turn:198.51.100.1:3478?transport=tcp",
+                "turns:198.51.100.1:5349?transport=tcp",
+            ]
+        );
+        assert_eq!(
+            urls(&["--turn-host=turn.example.org"]),
+            [
+                "turn:turn.example.org:3478?transport=udp",
+                "turn:turn.example.org:3478?transport=tcp",
+                "turns:turn.example.org:5349?transport=tcp",
+            ]
+        );
+        let outside = urls(&["--external-ip=203.0.113.9/198.51.100.1"]);
+        assert_eq!(outside[0], "turn:203.0.113.9:3478?transport=udp");
+        assert_eq!(outside[1], "turn:[2001:db8::1]:3478?transport=udp");
+    }
 }

@@ -233,6 +233,33 @@ fn fingerprint_is_last_and_right() {
     assert_eq!(Message::parse(&bytes).unwrap_err(), NotStun::Fingerprint);
 }
 
+// RFC 8489 section 14: padding is zero on sending and ignored on receipt; section 14.1: so is the first byte of an address.
+#[test]
+fn what_is_reserved_is_zero_when_sent_and_ignored_when_received() {
+    for len in 1..4 {
+        let mut out = Vec::new();
+        let value = vec![0xff; len];
+        MessageWriter::new(
+            &mut out,
+            method::BINDING,
+            Class::Request,
+            TransactionId([1; 12]),
+        )
+        .attribute(attr::USERNAME, &value)
+        .plain_addr(attr::MAPPED_ADDRESS, Addr::default())
+        .finish();
+        assert_eq!(out.len() % 4, 0);
+        assert_eq!(out[24 + len..28], [0; 3][..4 - len]);
+        assert_eq!(out[32], 0);
+        out[27] = 0x55;
+        out[32] = 0x55;
+        let message = Message::parse(&out).unwrap();
+        assert_eq!(message.find(attr::USERNAME).unwrap()[..len.min(3)], value);
+        let mapped = message.find(attr::MAPPED_ADDRESS).unwrap();
+        assert_eq!(decode_plain_addr(mapped), Some(Addr::default()));
+    }
+}
+
 #[test]
 fn methods_and_classes_round_trip() {
     let mut out = Vec::new();

@@ -6,6 +6,7 @@
 
 mod rendezvous;
 mod routes;
+mod turn_credentials;
 
 use std::{
     io,
@@ -22,6 +23,8 @@ pub use rendezvous::{
     NAME_BYTES_MAX, PAGE_SESSIONS_MAX, PASSWORD_BYTES_MAX, Reconfiguration, Rendezvous,
     SESSION_MEMBERS, SessionPage, SessionQuery, SessionSummary,
 };
+
+pub use turn_credentials::{TurnCredential, TurnIssuer};
 
 use super::{metrics::Metrics, secret::Secret};
 
@@ -48,6 +51,8 @@ pub(super) struct Admin {
     pub(super) drain_asked: Notify,
     /// What is listened on, as printed at start.
     pub(super) listeners: Vec<String>,
+    /// Makes credentials for browsers.
+    pub(super) turn: TurnIssuer,
     calls: Arc<Semaphore>,
 }
 
@@ -57,6 +62,7 @@ impl Admin {
         rendezvous: Arc<dyn Rendezvous>,
         token: Option<Secret>,
         listeners: Vec<String>,
+        turn: TurnIssuer,
     ) -> Self {
         Self {
             metrics,
@@ -64,6 +70,7 @@ impl Admin {
             token: RwLock::new(token),
             drain_asked: Notify::new(),
             listeners,
+            turn,
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
         }
     }

@@ -143,6 +143,8 @@ pub enum AdminError {
     NotFound(String),
     /// It collides with something that is there, such as a name (409).
     Conflict(String),
+    /// The request is longer than it may be (413).
+    TooLarge(String),
     /// Not now: full, draining, or no answer in time (503).
     Unavailable(String),
 }

@@ -1,6 +1,6 @@
 //! Which path does what on the admin port, and who may ask.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
 
 use axum::{
     Json, Router,
@@ -33,6 +33,7 @@ pub(super) fn router(admin: Arc<Admin>) -> Router {
     let guarded = Router::new()
         .route("/v1/sessions", post(create_session).get(list_sessions))
         .route("/v1/sessions/{code}", delete(close_session))
+        .route("/v1/turn-credentials", post(turn_credentials))
         .route("/v1/drain", post(drain))
         .route("/v1/stats", get(stats))
         .layer(middleware::from_fn_with_state(Arc::clone(&admin), guard));
@@ -99,25 +100,31 @@ async fn create_session(
     State(admin): State<Arc<Admin>>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, AdminError> {
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            let sentence = "The body is longer than 64 KiB.";
-            return Ok(refusal(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too_large",
-                sentence,
-            ));
-        }
-        Err(_) => return Err(invalid("The body did not arrive whole.")),
-    };
-    let request = CreateBody::parse(&body)?;
+    let request = CreateBody::parse(&whole(body)?)?;
     if admin.metrics.draining() {
         let sentence = "The server is draining and takes no new sessions; ask another one.";
         return Err(AdminError::Unavailable(sentence.to_owned()));
     }
     let created = call(&admin, |rendezvous| rendezvous.create_session(request)).await?;
     Ok((StatusCode::CREATED, Json(CreatedBody::from(created))).into_response())
+}
+
+async fn turn_credentials(
+    State(admin): State<Arc<Admin>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, AdminError> {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let servers = admin.turn.ice_servers(&whole(body)?, now.as_secs())?;
+    Ok(Json(servers).into_response())
+}
+
+fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, AdminError> {
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            AdminError::TooLarge("The body is longer than 64 KiB.".to_owned())
+        }
+        _ => invalid("The body did not arrive whole."),
+    })
 }
 
 async fn list_sessions(
@@ -262,6 +269,9 @@ impl IntoResponse for AdminError {
             AdminError::Invalid(sentence) => (StatusCode::BAD_REQUEST, "invalid", sentence),
             AdminError::NotFound(sentence) => (StatusCode::NOT_FOUND, "not_found", sentence),
             AdminError::Conflict(sentence) => (StatusCode::CONFLICT, "conflict", sentence),
+            AdminError::TooLarge(sentence) => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "too_large", sentence)
+            }
             AdminError::Unavailable(sentence) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "unavailable", sentence)
             }

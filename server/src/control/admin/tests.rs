@@ -118,6 +118,7 @@ impl Door {
             signals: receiver,
             admin,
             listeners: vec!["udp 127.0.0.1:3478".into()],
+            turn_urls: vec!["turn:127.0.0.1:3478?transport=udp".into()],
         };
         Door {
             address,
@@ -138,8 +139,13 @@ impl Door {
     }
 
     fn hold(&self, sessions: u64) {
+        self.hold_both(sessions, 0);
+    }
+
+    fn hold_both(&self, sessions: u64, allocations: u64) {
         let mut values = vec![0; PROTOCOL_COUNTERS.len()];
         values[Counter::Sessions as usize] = sessions;
+        values[Counter::Allocations as usize] = allocations;
         self.shard.publish(PROTOCOL_TABLE, &values);
     }
 
@@ -403,6 +409,67 @@ fn sigterm_ends_the_thread_when_the_last_session_has_ended() {
     assert_eq!(door.get("/readyz").0, 503, "the port still answers");
     door.hold(0);
     door.thread.join().unwrap();
+}
+
+#[test]
+fn sigterm_waits_for_allocations_too() {
+    let door = Door::serving(&["--drain-secs=86400"], 0);
+    door.hold_both(0, 1);
+    door.signals.send(Request::Drain).unwrap();
+    assert_eq!(door.asked.recv().unwrap(), "drain");
+    // The thread looks at the numbers before it lets the port answer.
+    assert_eq!(door.get("/readyz").0, 503, "the port still answers");
+    door.hold_both(0, 0);
+    door.thread.join().unwrap();
+}
+
+#[test]
+fn browsers_get_credentials() {
+    let door = Door::serving(&["--auth-secret=north-and-south-and-west"], 0);
+    let ask = |body: &str| {
+        let (status, _, body) = door.ask("POST", "/v1/turn-credentials", "", body);
+        (status, serde_json::from_str::<Value>(&body).unwrap())
+    };
+    for (body, ttl, user) in [
+        ("", 86_400, "player"),
+        ("{}", 86_400, "player"),
+        (r#"{"user": "al:ice", "ttl_secs": 60}"#, 60, "al:ice"),
+    ] {
+        let (status, answer) = ask(body);
+        assert_eq!((status, &answer["ttl"]), (200, &json!(ttl)), "{answer}");
+        let server = &answer["iceServers"][0];
+        assert_eq!(server["urls"], json!(["turn:127.0.0.1:3478?transport=udp"]));
+        let name = server["username"].as_str().unwrap();
+        assert_eq!(name.split_once(':').unwrap().1, user);
+        let secret = b"north-and-south-and-west";
+        let password = waypost_proto::shard::time_limited_password(secret, name);
+        assert_eq!(server["credential"], json!(password));
+    }
+    for body in [
+        r#"{"ttl_secs": 0}"#,
+        r#"{"ttl_secs": 31536001}"#,
+        r#"{"user": ""}"#,
+        r#"{"user": "a\nb"}"#,
+        r#"{"ttl": 5}"#,
+        "x",
+    ] {
+        let (status, answer) = ask(body);
+        assert_eq!(
+            (status, &answer["error"]),
+            (400, &json!("invalid")),
+            "{body}"
+        );
+    }
+    assert_eq!(door.ask("GET", "/v1/turn-credentials", "", "").0, 405);
+    door.stop();
+    let door = Door::serving(&[], 0);
+    let (status, _, body) = door.ask("POST", "/v1/turn-credentials", "", "");
+    assert_eq!(status, 503);
+    assert!(body.contains("no --auth-secret"), "{body}");
+    door.stop();
+    let door = Door::serving(&["--admin-token=correct-horse-battery"], 0);
+    assert_eq!(door.ask("POST", "/v1/turn-credentials", "", "").0, 401);
+    door.stop();
 }
 
 #[test]

@@ -517,6 +517,141 @@ mod tests {
     }
 
     #[test]
+    fn options_of_the_relay() {
+        let file = std::env::temp_dir().join(format!("waypost-users-{}", std::process::id()));
+        std::fs::write(&file, "bob:pass:with:colons\n\n  carol:c  \n").unwrap();
+        let config = config(&[
+            "--relay-ip=203.0.113.5",
+            "--relay-ip=2001:db8::5",
+            "--relay-ports=50000-50000",
+            "--alternate-ip=203.0.113.6",
+            "--alternate-server=203.0.113.7:3478",
+            "--alternate-server=[2001:db8::7]:3478",
+            "--turn-host=2001:db8::8",
+            "--mobility=false",
+            "--user=ann:secret",
+            "--user-file",
+            file.to_str().unwrap(),
+        ]);
+        std::fs::remove_file(&file).unwrap();
+        let ips: Vec<_> = config.relay_ip.iter().map(ToString::to_string).collect();
+        assert_eq!(ips, ["203.0.113.5", "2001:db8::5"]);
+        assert_eq!(config.relay_ports, 50_000..=50_000);
+        assert_eq!(
+            config.alternate_ip,
+            ["203.0.113.6".parse::<std::net::IpAddr>().unwrap()]
+        );
+        assert_eq!(config.alternate_servers.len(), 2);
+        assert_eq!(config.turn_host.as_deref(), Some("[2001:db8::8]"));
+        assert!(!config.mobility);
+        let users = config
+            .users
+            .iter()
+            .map(|user| (user.name.as_str(), user.password_text()));
+        let users: Vec<_> = users.collect();
+        let password = str::to_owned;
+        assert_eq!(
+            users,
+            [
+                ("ann", password("secret")),
+                ("bob", password("pass:with:colons")),
+                ("carol", password("c"))
+            ]
+        );
+        assert!(
+            !format!("{config:?}").contains("secret)"),
+            "no password is shown"
+        );
+    }
+
+    #[test]
+    fn options_of_the_relay_that_cannot_be_used() {
+        let long = format!("--user={}:p", "n".repeat(509));
+        let realm = format!("--realm={}", "r".repeat(128));
+        for (arguments, part) in [
+            (&["--relay-ip=0.0.0.0"][..], "cannot be told to clients"),
+            (&["--relay-ip=224.0.0.1"], "cannot be told to clients"),
+            (&["--relay-ip=here"], "is not an IP address"),
+            (
+                &["--relay-ip=1.1.1.1", "--relay-ip=1.1.1.2"],
+                "the second of its family",
+            ),
+            (
+                &["--alternate-ip=1.1.1.1", "--alternate-ip=1.1.1.2"],
+                "the second of its family",
+            ),
+            (
+                &["--listen=1.1.1.1:1", "--alternate-ip=1.1.1.1"],
+                "is second to no address",
+            ),
+            (
+                &["--listen=1.1.1.1:1", "--alternate-ip=::2"],
+                "is second to no address",
+            ),
+            (&["--relay-ports=2-1"], "the lower port first"),
+            (&["--relay-ports=0-9"], "is not a range of ports"),
+            (&["--relay-ports=9"], "is not a range of ports"),
+            (&["--relay-ports=1-65536"], "is not a range of ports"),
+            (&["--user=ann"], "has no password"),
+            (&["--user=ann:"], "an empty or overlong part"),
+            (&["--user=:p"], "an empty or overlong part"),
+            (&[&long], "an empty or overlong part"),
+            (
+                &["--user=ann:one-word", "--user=ann:other"],
+                "names somebody twice",
+            ),
+            (&["--user-file=/nonexistent"], "cannot be read"),
+            (&[&realm], "is not a realm"),
+            (&["--realm=a\"b"], "is not a realm"),
+            (&["--allow-peer=10.0.0.0/33"], "is not a range of addresses"),
+            (
+                &["--alternate-server=1.1.1.1"],
+                "is not an address and a port",
+            ),
+            (
+                &["--alternate-server=1.1.1.1:0"],
+                "cannot be told to clients",
+            ),
+            (
+                &[
+                    "--alternate-server=1.1.1.1:1",
+                    "--alternate-server=1.1.1.2:1",
+                ],
+                "the second of its family",
+            ),
+            (&["--turn-host=turn:example.org"], "is not a host"),
+            (&["--mobility=maybe"], "give one of true, false"),
+        ] {
+            let line = refusal(arguments);
+            assert!(line.contains(part), "{arguments:?} gave {line}");
+            assert!(!line.contains("one-word"), "{line}");
+        }
+    }
+
+    #[test]
+    fn gen_credential_takes_a_user_and_a_time() {
+        let asked = |arguments: &[&str]| match sources(arguments, &[]).invocation().unwrap() {
+            Invocation::GenCredential(config, user, secs) => {
+                (config.auth_secrets.len(), user, secs)
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(asked(&["gen-credential"]), (0, "player".to_owned(), 86_400));
+        let full = [
+            "gen-credential",
+            "ann",
+            "--valid-secs",
+            "60",
+            "--auth-secret=north-and-south",
+        ];
+        assert_eq!(asked(&full), (1, "ann".to_owned(), 60));
+        for secs in ["0", "31536001", "x"] {
+            let line = refusal(&["gen-credential", "--valid-secs", secs]);
+            assert!(line.contains("--valid-secs"), "{line}");
+        }
+    }
+
+    #[test]
     fn the_command_line_is_sound() {
         command(&sources(&[], &[]).host).debug_assert();
     }

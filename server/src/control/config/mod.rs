@@ -120,6 +120,10 @@ pub struct Config {
     pub deny_peer: Vec<Cidr>,
     /// Whether TURN clients of RFC 5766's time are served in their way.
     pub turn_compat: bool,
+    /// Where TURN clients are sent when this server is full or draining, at most one per family.
+    pub alternate_servers: Vec<SocketAddr>,
+    /// Name or address of this server in URLs of TURN servers; none: its addresses.
+    pub turn_host: Option<String>,
     /// Whether TURN clients keep their allocations when their addresses change.
     pub mobility: bool,
     /// TURN allocations at one time, over all shards.
@@ -219,6 +223,8 @@ impl Config {
             allow_peer: read.ranges("allow-peer")?,
             deny_peer: read.ranges("deny-peer")?,
             turn_compat: read.truth("turn-compat")?,
+            alternate_servers: read.alternate_servers()?,
+            turn_host: read.turn_host()?,
             mobility: read.truth("mobility")?,
             allocations_max: read.number("max-allocations", 1..=1 << 20)?,
             allocations_per_user: read.number("allocations-per-user", 0..=1 << 20)?,

@@ -181,6 +181,17 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .preset("false"),
     OptionSpec::new(
+        "alternate-server",
+        "IP:PORT",
+        "Where TURN clients are sent when this server is full or draining, one per family; repeatable",
+    )
+    .up_to(2),
+    OptionSpec::new(
+        "turn-host",
+        "NAME",
+        "Name or address of this server in the URLs that /v1/turn-credentials hands out [default: its addresses]",
+    ),
+    OptionSpec::new(
         "mobility",
         "BOOL",
         "Whether TURN clients keep their allocations when their addresses change (RFC 8016)",
@@ -307,7 +318,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "drain-secs",
         "SECONDS",
-        "How long SIGTERM waits for sessions to end before it stops; 0 = not at all",
+        "How long SIGTERM waits for sessions and allocations to end before it stops; 0 = not at all",
     )
     .preset("30"),
     OptionSpec::new(

@@ -1,6 +1,9 @@
 //! The options of the TURN relay: addresses, ports, users, ranges of peers.
 
-use std::{net::IpAddr, ops::RangeInclusive};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+};
 
 use waypost_proto::turn::peer_policy::Cidr;
 
@@ -29,6 +32,44 @@ impl Reader<'_> {
             ips.push(ip);
         }
         Ok(ips)
+    }
+
+    pub(super) fn alternate_servers(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+        let mut servers: Vec<SocketAddr> = Vec::new();
+        for text in &self.0.get("alternate-server").values {
+            let server = self.address("alternate-server", text)?;
+            let bad = |reason| {
+                let remedy = "name another server's main port, at most one of each family";
+                self.bad("alternate-server", text, reason, remedy)
+            };
+            if server.ip().is_unspecified() || server.ip().is_multicast() || server.port() == 0 {
+                return Err(bad("cannot be told to clients"));
+            }
+            if servers
+                .iter()
+                .any(|other| other.is_ipv4() == server.is_ipv4())
+            {
+                return Err(bad("is the second of its family"));
+            }
+            servers.push(server);
+        }
+        Ok(servers)
+    }
+
+    /// A host name or address as URLs have it; an IPv6 address gets its brackets.
+    pub(super) fn turn_host(&self) -> Result<Option<String>, ConfigError> {
+        let Some(text) = self.optional("turn-host")? else {
+            return Ok(None);
+        };
+        if let Ok(ip) = text.parse::<Ipv6Addr>() {
+            return Ok(Some(format!("[{ip}]")));
+        }
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        if text.len() <= 253 && text.chars().all(is_plain) {
+            return Ok(Some(text.to_owned()));
+        }
+        let remedy = "write it as turn.example.org, without scheme and port";
+        Err(self.bad("turn-host", text, "is not a host", remedy))
     }
 
     pub(super) fn relay_ports(&self) -> Result<RangeInclusive<u16>, ConfigError> {
