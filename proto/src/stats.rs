@@ -174,6 +174,8 @@ counters! {
     TurnCredentialFailures => AUTH_FAILURES, ["reason" = "turn"];
     /// TURN allocations that expired.
     AllocationsExpired => total("waypost_allocations_expired_total", "TURN allocations that were not refreshed in time"), [];
+    /// ICMP errors on the way to peers that TURN clients were told of.
+    TurnIcmpErrors => total("waypost_turn_icmp_errors_total", "ICMP errors on the way to peers that TURN clients were told of"), [];
     /// Relay sockets that could not be opened.
     RelayOpenFailures => total("waypost_relay_open_failures_total", "Relay ports that could not be opened"), [];
     /// TURN allocations of this shard.

@@ -8,12 +8,14 @@
 //! * `allocation`, `permission`, `channel`: what there is.
 //! * `credential`, `peer_policy`: who may, and whom they may reach.
 //! * `unproven`, `port_pool`: budgets of bytes and ports.
+//! * `icmp`: errors on the way to peers.
 //! * `reservation`: ports that are redeemed on another shard.
 
 mod allocate;
 mod allocation;
 pub mod channel;
 pub mod credential;
+mod icmp;
 pub mod peer_policy;
 pub mod permission;
 mod port_pool;
@@ -32,6 +34,7 @@ use self::allocation::{AllocationTable, Family};
 use self::channel::{CHANNEL_SECS, NotBound};
 pub use self::credential::TurnCredentials;
 use self::credential::{Judge, PASSWORD_ALGORITHMS, Refused};
+pub use self::icmp::IcmpError;
 use self::peer_policy::{PeerPolicy, PeerRules};
 use self::permission::PERMISSION_SECS;
 pub(crate) use self::port_pool::port_owner;
