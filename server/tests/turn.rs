@@ -346,10 +346,11 @@ fn a_client_is_told_that_nobody_listens() {
             let at = server.main_addr();
             let mut client = Client::new(at);
             client.allocate(at.is_ipv6());
-            let closed = {
-                let socket = UdpSocket::bind(SocketAddr::new(at.ip(), 0)).unwrap();
-                Addr::new(socket.local_addr().unwrap())
-            };
+            // Bound, so that nobody else gets the port, and connected, so that it takes nothing from here.
+            let deaf = UdpSocket::bind(SocketAddr::new(at.ip(), 0)).unwrap();
+            let closed = deaf.local_addr().unwrap();
+            deaf.connect(closed).unwrap();
+            let closed = Addr::new(closed);
             client.permit(closed);
             client.send_indication(closed, b"anybody there?");
             let bytes = client.receive();
@@ -433,7 +434,7 @@ fn debians_client_passes_without_loss() {
                 &["-c"][..],
                 &["-c", "-s"],
                 &["-c", "-y"],
-                &["-c", "-y", "-s"],
+                &["-c", "-y", "-s", "-g"],
             ] {
                 scope.spawn(move || debians_client(io, mode));
             }

@@ -117,10 +117,10 @@ mod tests {
         other
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();
-        let closed = {
-            let socket = UdpSocket::bind(local).unwrap();
-            socket.local_addr().unwrap()
-        };
+        // Bound, so that nobody else gets the port, and connected, so that it takes nothing from here.
+        let deaf = UdpSocket::bind(local).unwrap();
+        let closed = deaf.local_addr().unwrap();
+        deaf.connect(closed).unwrap();
         let mut buffer = [0; 100];
         for round in 0..50u8 {
             io.send(id, closed, b"nobody is there");

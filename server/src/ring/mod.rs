@@ -450,7 +450,9 @@ impl State {
             }
         }
         // The error that waited may have been reported to this send, and then no receive ends by it.
-        drain(train.socket, &entry.socket, &mut self.errors);
+        if !matches!(errno, libc::EAGAIN | libc::ENOBUFS) {
+            drain(train.socket, &entry.socket, &mut self.errors);
+        }
     }
 }
 
