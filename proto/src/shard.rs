@@ -22,7 +22,7 @@ use crate::ticket::Sealer;
 use crate::time::{Millis, WallClock};
 use crate::timer_wheel::TimerWheel;
 use crate::turn::reservation::Seal;
-use crate::turn::{RelayRefusal, Step, TurnConfig, TurnService};
+use crate::turn::{IcmpError, RelayRefusal, Step, TurnConfig, TurnService};
 use crate::wire::native::{self, BadFields, Fields, SeatHandle, code};
 use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
 use crate::wire::{self, Kind};
@@ -646,6 +646,11 @@ impl Shard {
         outcome: Result<(), RelayRefusal>,
     ) {
         self.turn.handle_opened(step!(self, now), socket, outcome);
+    }
+
+    /// Takes in an ICMP error about what a relay socket sent to `peer`.
+    pub fn handle_icmp(&mut self, now: Millis, socket: SocketIndex, peer: Addr, error: IcmpError) {
+        self.turn.handle_icmp(step!(self, now), socket, peer, error);
     }
 
     /// Changes the secrets of TURN's time-limited credentials.

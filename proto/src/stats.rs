@@ -182,6 +182,8 @@ counters! {
     AllocationsMoved => total("waypost_allocations_moved_total", "TURN allocations whose clients moved to another address (RFC 8016)"), [];
     /// Datagrams of moved TURN clients that were mailed to the shard of their allocation.
     GuestPackets => total("waypost_guest_packets_total", "Datagrams of moved TURN clients that were passed to another shard"), [];
+    /// ICMP errors on the way to peers that TURN clients were told of.
+    TurnIcmpErrors => total("waypost_turn_icmp_errors_total", "ICMP errors on the way to peers that TURN clients were told of"), [];
     /// Relay sockets that could not be opened.
     RelayOpenFailures => total("waypost_relay_open_failures_total", "Relay ports that could not be opened"), [];
     /// TURN allocations of this shard.

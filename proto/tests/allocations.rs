@@ -54,10 +54,10 @@ fn addr(port: u16) -> Addr {
     Addr::new(([192, 0, 2, 1], port).into())
 }
 
-fn shard() -> Shard {
+fn shard_of(index: u16, count: u16) -> Shard {
     let config = ShardConfig {
-        index: 0,
-        count: 1,
+        index,
+        count,
         sockets: vec![SocketRole::Main],
         discovery: Vec::new(),
         lobby: LobbyConfig {
@@ -137,16 +137,16 @@ fn turn_request(
     }
 }
 
-/// Data from one TURN client to another: on a channel, and in a Send indication.
-fn hairpin_data(shard: &mut Shard) -> [Vec<u8>; 2] {
-    let relayed = [2000, 2001].map(|from| {
-        turn_request(shard, from, stun::method::ALLOCATE, &|w| {
+/// Data from one TURN client to another, which are on these shards: on a channel, and in a Send indication.
+fn hairpin_data(shards: &mut [Shard], homes: [usize; 2]) -> [Vec<u8>; 2] {
+    let relayed = [(2000, homes[0]), (2001, homes[1])].map(|(from, home)| {
+        turn_request(&mut shards[home], from, stun::method::ALLOCATE, &|w| {
             w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
         })
         .unwrap()
     });
-    for (from, peer) in [(2000, relayed[1]), (2001, relayed[0])] {
-        turn_request(shard, from, stun::method::CHANNEL_BIND, &|w| {
+    for (from, home, peer) in [(2000, homes[0], relayed[1]), (2001, homes[1], relayed[0])] {
+        turn_request(&mut shards[home], from, stun::method::CHANNEL_BIND, &|w| {
             w.attribute(attr::CHANNEL_NUMBER, &[0x40, 1, 0, 0])
                 .xor_addr(attr::XOR_PEER_ADDRESS, peer);
         });
@@ -196,7 +196,7 @@ fn settle(shard: &mut Shard, agents: &mut [Agent; 2], now: Millis) -> Vec<(Addr,
 
 #[test]
 fn the_packet_path_allocates_nothing() {
-    let mut shard = shard();
+    let mut shard = shard_of(0, 1);
     let mut agents = [5, 6].map(|seed| {
         let config = Config {
             policy: PathPolicy::RelayOnly,
@@ -226,14 +226,26 @@ fn the_packet_path_allocates_nothing() {
     let id = TransactionId([9; 12]);
     MessageWriter::new(&mut binding, stun::method::BINDING, Class::Request, id).finish();
 
-    let hairpins = hairpin_data(&mut shard);
+    let hairpins = hairpin_data(std::slice::from_mut(&mut shard), [0, 0]);
+    let mut pair = [shard_of(0, 2), shard_of(1, 2)];
+    let across = hairpin_data(&mut pair, [0, 1]);
+    // The first shard asks the second, which answers.
+    pair[0].handle_datagram(now, SOCKET, ClientAddr(addr(2000)), &across[0]);
+    for (from, to) in [(0, 1), (1, 0)] {
+        pair[from].handle_timeout(now);
+        for (_, mail) in std::mem::take(&mut pair[from].outbox().mail) {
+            pair[to].handle_mail(now, mail);
+        }
+    }
 
-    let round = |shard: &mut Shard| {
-        for data in &hairpins {
-            let forwarded = shard.handle_datagram(now, SOCKET, ClientAddr(addr(2000)), data);
-            let is_hairpin =
-                matches!(forwarded, Verdict::Forward(f) if f.service == Service::Hairpin);
-            assert!(is_hairpin);
+    let mut round = |shard: &mut Shard| {
+        for (shard, both) in [(&mut *shard, &hairpins), (&mut pair[0], &across)] {
+            for data in both {
+                let forwarded = shard.handle_datagram(now, SOCKET, ClientAddr(addr(2000)), data);
+                let is_hairpin =
+                    matches!(forwarded, Verdict::Forward(f) if f.service == Service::Hairpin);
+                assert!(is_hairpin);
+            }
         }
         let forwarded = shard.handle_datagram(now, SOCKET, ClientAddr(addr(1000)), &data);
         assert!(matches!(forwarded, Verdict::Forward(_)));

@@ -8,6 +8,7 @@
 mod bind;
 mod failure;
 mod pace;
+mod peer_error;
 mod send_queue;
 mod socket_table;
 mod stream_events;
@@ -16,6 +17,7 @@ mod streams;
 mod train;
 mod wire_addr;
 
+pub use crate::mmsg::error_queue::report_peer_errors;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, UdpSocket};
@@ -27,6 +29,8 @@ use std::time::Duration;
 pub use bind::{TcpOptions, UdpOptions, bind_tcp_listener, bind_udp};
 pub(crate) use failure::{SendFailure, classify_single, classify_train, kernel_corrupts_trains};
 pub(crate) use pace::{Pace, Wait};
+pub use peer_error::PeerError;
+pub(crate) use peer_error::PeerErrors;
 pub(crate) use send_queue::SpareBuffers;
 pub(crate) use socket_table::{SocketEntry, SocketTable};
 pub(crate) use stream_events::StreamEvents;
@@ -198,6 +202,10 @@ pub trait PacketIo {
     /// This turn's next datagram, in order of arrival per socket. Datagrams that are not taken
     /// stay for the next turn.
     fn next(&mut self) -> Option<Received>;
+
+    /// The next ICMP error about what a socket sent, for sockets of which [`report_peer_errors`] asked that. Errors are few: what
+    /// nobody takes is dropped.
+    fn next_error(&mut self) -> Option<PeerError>;
 
     /// The payload of a datagram of this turn.
     fn payload<'a>(&'a self, buf: &'a RecvBuf) -> &'a [u8];

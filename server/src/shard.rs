@@ -12,12 +12,12 @@ use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::lobby::door::DoorAnswer;
 use waypost_proto::shard::{Shard, Verdict};
 use waypost_proto::time::Millis;
-use waypost_proto::turn::{RelayCommand, RelayRefusal};
+use waypost_proto::turn::{IcmpError, RelayCommand, RelayRefusal};
 
 use crate::control::counters::{IO_TABLE, PROTOCOL_TABLE, STREAM_TABLE, io_values};
 use crate::control::metrics::ShardPublisher;
 use crate::mailbox::{Mailbox, Post, StreamFrame};
-use crate::packet_io::{Received, StreamIo, UdpOptions, bind_udp};
+use crate::packet_io::{PeerError, Received, StreamIo, UdpOptions, bind_udp, report_peer_errors};
 use crate::streams::{Staged, Streams, Urgency};
 
 mod socket_map;
@@ -83,6 +83,9 @@ impl<P: StreamIo> EventLoop<P> {
             );
             while let Some(received) = self.io.next() {
                 self.handle(now, received);
+            }
+            while let Some(error) = self.io.next_error() {
+                self.handle_error(now, error);
             }
             self.handle_stream_events(now);
             for _ in 0..MAIL_PER_TURN {
@@ -158,6 +161,17 @@ impl<P: StreamIo> EventLoop<P> {
         }
     }
 
+    fn handle_error(&mut self, now: Millis, error: PeerError) {
+        if let Some(index) = self.sockets.index(error.socket) {
+            let PeerError {
+                kind, code, mtu, ..
+            } = error;
+            let icmp = IcmpError { kind, code, mtu };
+            self.shard
+                .handle_icmp(now, index, Addr::new(error.peer), icmp);
+        }
+    }
+
     /// Opens and closes relay sockets until the protocol has no more wishes.
     fn carry_out_relay_commands(&mut self, now: Millis) {
         loop {
@@ -166,7 +180,10 @@ impl<P: StreamIo> EventLoop<P> {
                 match command {
                     RelayCommand::Open { socket, at } => {
                         let opened = bind_udp(at.to_socket_addr(), &UdpOptions::default())
-                            .and_then(|bound| self.io.add_socket(bound));
+                            .and_then(|bound| {
+                                report_peer_errors(&bound)?;
+                                self.io.add_socket(bound)
+                            });
                         let outcome = match opened {
                             Ok(id) => {
                                 self.sockets.insert(socket, id);

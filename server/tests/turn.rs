@@ -344,6 +344,35 @@ fn clients_reach_each_other_directly_in_both_modes() {
     }
 }
 
+// RFC 8656 section 11.5: a peer that is not there.
+#[test]
+fn a_client_is_told_that_nobody_listens() {
+    for io in BACKENDS {
+        for (listen, icmp) in [("127.0.0.1:0", [0, 0, 6, 3]), ("[::1]:0", [0, 0, 2, 4])] {
+            let server = server(io, listen);
+            let at = server.main_addr();
+            let mut client = Client::new(at);
+            client.allocate(at.is_ipv6());
+            // Bound, so that nobody else gets the port, and connected, so that it takes nothing from here.
+            let deaf = UdpSocket::bind(SocketAddr::new(at.ip(), 0)).unwrap();
+            let closed = deaf.local_addr().unwrap();
+            deaf.connect(closed).unwrap();
+            let closed = Addr::new(closed);
+            client.permit(closed);
+            client.send_indication(closed, b"anybody there?");
+            let bytes = client.receive();
+            let message = Message::parse(&bytes).unwrap();
+            assert_eq!(message.method(), method::DATA);
+            assert_eq!(message.find_xor_addr(attr::XOR_PEER_ADDRESS), Some(closed));
+            assert_eq!(
+                message.find(attr::ICMP).map(|value| &value[..4]),
+                Some(&icmp[..])
+            );
+            assert_eq!(message.find(attr::DATA), None);
+        }
+    }
+}
+
 #[test]
 fn many_allocations_come_and_go() {
     for io in BACKENDS {
@@ -455,7 +484,7 @@ fn debians_client_passes_without_loss() {
                 &["-c"][..],
                 &["-c", "-s"],
                 &["-c", "-y"],
-                &["-c", "-y", "-s"],
+                &["-c", "-y", "-s", "-g"],
             ] {
                 for transport in [&[][..], &["-t"], &["-t", "-S"]] {
                     scope.spawn(move || debians_client(io, mode, transport));

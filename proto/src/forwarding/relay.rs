@@ -3,8 +3,8 @@
 
 use super::hairpin::across::{Guest, Watcher};
 use super::{
-    Forward, ForwardingTable, Framing, NotForwarded, Rate, Route, Service, SocketIndex, Source,
-    TransactionId,
+    Forward, ForwardingTable, Framing, Meter, NotForwarded, Rate, Route, Service, SocketIndex,
+    Source, TransactionId,
 };
 use crate::addr::{Addr, ClientAddr};
 use crate::time::Millis;
@@ -14,6 +14,8 @@ use crate::wire::channel_data::{self, ChannelData};
 
 /// Longest payload from a peer that fits a datagram to the client with every framing.
 pub(super) const PAYLOAD_MAX: usize = 65_507 - super::Frame::HEADER_MAX - 3;
+/// ICMP errors that a client is told of.
+const ICMP_PER_SEC: u32 = 10;
 
 /// The packet path's view of an allocation.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub(crate) struct Relay {
     /// The client's channels.
     pub channels: ChannelList,
     pub(super) rate: Rate,
+    /// ICMP errors that the client was told of.
+    icmp: Meter,
     /// Peers that are clients of other shards, in order of address.
     pub(super) guests: Vec<Guest>,
     /// Clients of other shards that this one is a guest to.
@@ -67,6 +71,7 @@ impl ForwardingTable {
             permissions: PermissionList::default(),
             channels: ChannelList::default(),
             rate: Rate::default(),
+            icmp: Meter::default(),
             guests: Vec::new(),
             watchers: Vec::new(),
         });
@@ -167,7 +172,7 @@ impl ForwardingTable {
                 to: source.0,
             };
         }
-        self.tell_of_move(now, allocation);
+        self.tell_watchers(now, allocation, None);
     }
 
     /// Makes the source of an allocation nothing again, if it still is its.
@@ -315,6 +320,30 @@ impl ForwardingTable {
         })
     }
 
+    /// An ICMP error about what was sent to `peer` by a relay socket: the client that is told of it, and the id of the
+    /// indication, if the peer may send to it (RFC 8656 section 11.5) and it was not told of too many just now.
+    pub(crate) fn icmp_from_peer(
+        &mut self,
+        now: Millis,
+        socket: SocketIndex,
+        peer: Addr,
+    ) -> Option<(Route, TransactionId)> {
+        let relay = self.relay(self.allocation_of_relay(socket)?)?;
+        let now_ns = now.0 * 1_000_000;
+        if !relay.permissions.holds(now, peer) || !relay.icmp.fits(now_ns) {
+            return None;
+        }
+        relay.icmp.spend(now_ns, 1, ICMP_PER_SEC);
+        let client = relay.client;
+        Some((client, next_indication(&mut self.indication)))
+    }
+
+    #[inline]
+    fn allocation_of_relay(&self, socket: SocketIndex) -> Option<u32> {
+        let place = usize::from(socket.0).checked_sub(self.capacity.listeners)?;
+        *self.by_socket.get(place)?
+    }
+
     /// What came to a relay socket, whatever it is, goes to the client if the peer may send (RFC 8656 section 11.3).
     ///
     /// # Errors
@@ -328,9 +357,8 @@ impl ForwardingTable {
         payload_len: usize,
     ) -> Result<Forward, NotForwarded> {
         let limits = self.relay_limits;
-        let allocation = usize::from(socket.0)
-            .checked_sub(self.capacity.listeners)
-            .and_then(|place| *self.by_socket.get(place)?)
+        let allocation = self
+            .allocation_of_relay(socket)
             .ok_or(NotForwarded::NoRoute)?;
         let relay = self.relays[allocation as usize]
             .as_deref_mut()

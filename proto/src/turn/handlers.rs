@@ -235,7 +235,7 @@ impl TurnService {
         relay
             .channels
             .bind(number, peer, step.now.plus_secs(CHANNEL_SECS));
-        step.forwarding.tell_of_channel(step.now, index, peer);
+        step.forwarding.tell_watchers(step.now, index, Some(peer));
         request.reply.success(step, |_| {});
         Ok(())
     }

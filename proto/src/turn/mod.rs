@@ -11,6 +11,7 @@
 //! * `mobility`: five-tuples that change.
 //! * `credential`, `peer_policy`: who may, and whom they may reach.
 //! * `port_pool`: the ports of relayed transport addresses.
+//! * `icmp`: errors on the way to peers.
 //! * `reservation`: ports that are redeemed on another shard.
 
 mod allocate;
@@ -19,6 +20,7 @@ mod authentication;
 pub mod channel;
 pub mod credential;
 mod handlers;
+mod icmp;
 mod mobility;
 pub mod peer_policy;
 pub mod permission;
@@ -37,6 +39,7 @@ use self::allocation::{AllocationTable, Family};
 use self::channel::CHANNEL_SECS;
 use self::credential::Judge;
 pub use self::credential::TurnCredentials;
+pub use self::icmp::IcmpError;
 use self::peer_policy::{PeerPolicy, PeerRules};
 use self::permission::PERMISSION_SECS;
 pub(crate) use self::port_pool::port_owner;

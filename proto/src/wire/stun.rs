@@ -74,6 +74,8 @@ pub mod attr {
     pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
     /// ADDRESS-ERROR-CODE, RFC 8656 section 18.12.
     pub const ADDRESS_ERROR_CODE: u16 = 0x8001;
+    /// ICMP, RFC 8656 section 18.13.
+    pub const ICMP: u16 = 0x8004;
     /// PASSWORD-ALGORITHMS, RFC 8489 section 14.11.
     pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
     /// XOR-MAPPED-ADDRESS, RFC 8489 section 14.2.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use waypost_proto::forwarding::{RelayLimits, SocketIndex};
 use waypost_proto::shard::Verdict;
 use waypost_proto::stats::Counter;
-use waypost_proto::turn::{RelayIp, TurnConfig};
+use waypost_proto::turn::{IcmpError, RelayIp, TurnConfig};
 use waypost_proto::wire::channel_data;
 use waypost_proto::wire::stun::{Class, Message, MessageWriter, attr, method};
 
@@ -163,6 +163,55 @@ fn dont_fragment() {
         };
         assert_eq!(forward.dont_fragment, expected, "{to} {asked}");
     }
+}
+
+// RFC 8656 sections 11.5 and 18.13: an indication with the peer and the ICMP attribute, and no data; for permitted peers only.
+#[test]
+fn icmp_errors_are_told() {
+    let mut server = Server::new();
+    let mut client = Client::ann(AT);
+    let relayed = client.allocate(&mut server);
+    let (peer, stranger) = (addr("8.8.8.8:77"), addr("8.8.4.4:77"));
+    client.permit(&mut server, &[peer]).ok();
+    server.sent.clear();
+    let open = server.open.iter().find(|(_, at)| **at == relayed);
+    let socket = SocketIndex(*open.expect("it is open").0);
+    let unreachable = IcmpError {
+        kind: 3,
+        code: 3,
+        mtu: 0,
+    };
+    let tell = |server: &mut Server, socket, peer| {
+        server
+            .shard
+            .handle_icmp(server.now, socket, peer, unreachable);
+        server.settle();
+    };
+    tell(&mut server, socket, stranger);
+    tell(&mut server, SocketIndex(socket.0 + 1), peer);
+    assert!(server.sent.is_empty());
+    tell(&mut server, socket, peer);
+    let (from, to, bytes) = server.take_one();
+    assert_eq!((from, to), (MAIN, client.addr));
+    let message = Message::parse(&bytes).expect("well-formed");
+    assert_eq!(message.class(), Class::Indication);
+    assert_eq!(message.method(), method::DATA);
+    assert_eq!(message.find_xor_addr(attr::XOR_PEER_ADDRESS), Some(peer));
+    assert_eq!(message.find(attr::DATA), None);
+    assert_eq!(
+        message.find(attr::ICMP),
+        Some(&[0, 0, 6, 3, 0, 0, 0, 0][..])
+    );
+    // A flood of them is not passed on, and not an end of anything.
+    for _ in 0..1000 {
+        tell(&mut server, socket, peer);
+    }
+    assert!(server.sent.len() < 10);
+    assert!(matches!(
+        client.send(&mut server, peer, b"x"),
+        Verdict::Forward(_)
+    ));
+    assert_eq!(server.allocations(), 1);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! but the wait in [`PacketIo::turn`]; it never looks into a payload.
 #![allow(unsafe_code)]
 
+pub(crate) mod error_queue;
 mod recv;
 pub(crate) mod send;
 pub(crate) mod slot_memory;
@@ -21,8 +22,8 @@ use std::time::Duration;
 use bumpalo::Bump;
 
 use crate::packet_io::{
-    Doorbell, IoConfig, IoStats, Pace, PacketIo, Received, RecvBuf, SetupError, SocketId,
-    SocketTable, Trains, TurnStamp, Wait, WireAddr, kernel_corrupts_trains,
+    Doorbell, IoConfig, IoStats, Pace, PacketIo, PeerError, Received, RecvBuf, SetupError,
+    SocketId, SocketTable, Trains, TurnStamp, Wait, WireAddr, kernel_corrupts_trains,
 };
 use recv::Receiver;
 use send::Sender;
@@ -215,6 +216,11 @@ impl PacketIo for Mmsg {
                 buf: RecvBuf::new(self.stamp, arrival.slot, arrival.len),
             });
         }
+    }
+
+    #[inline]
+    fn next_error(&mut self) -> Option<PeerError> {
+        self.receiver.errors.pop()
     }
 
     #[inline]

@@ -10,12 +10,13 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use super::error_queue::drain;
 use super::slots::Slots;
 use super::streams::Streams;
 use super::sys::Epoll;
 use super::{DOORBELL, TOKEN_BITS};
 use crate::packet_io::{
-    IoStats, SocketEntry, SocketId, SocketTable, TURN_DATAGRAMS, Wait, WireAddr,
+    IoStats, PeerErrors, SocketEntry, SocketId, SocketTable, TURN_DATAGRAMS, Wait, WireAddr,
 };
 
 /// Most datagrams of one recvmmsg.
@@ -53,6 +54,8 @@ struct Name([u8; NAME_BYTES]);
 pub(super) struct Receiver {
     arrivals: VecDeque<Arrival>,
     arrived: usize,
+    /// What sockets reported of what they sent.
+    pub(super) errors: PeerErrors,
     ready: Vec<libc::epoll_event>,
     headers: Box<[libc::mmsghdr; PER_CALL]>,
     iovecs: Box<[libc::iovec; PER_CALL]>,
@@ -74,6 +77,7 @@ impl Receiver {
         let mut receiver = Self {
             arrivals: VecDeque::with_capacity(slots),
             arrived: 0,
+            errors: PeerErrors::default(),
             ready: Vec::with_capacity(READY),
             headers: Box::new([header; PER_CALL]),
             iovecs: Box::new([iovec; PER_CALL]),
@@ -132,6 +136,10 @@ impl Receiver {
             }
             let id = SocketId::from_raw(token as u32);
             if let Some(entry) = sockets.get(id) {
+                if self.ready[i].events & libc::EPOLLERR as u32 != 0 {
+                    let had_any = drain(id, &entry.socket, &mut self.errors);
+                    stats.receive_errors += u64::from(had_any);
+                }
                 self.receive_from(id, entry, slots, stats);
             }
         }

@@ -274,6 +274,14 @@ impl Refused<'_> {
                 }
             }
             SendFailure::Full => self.lost(segment.len, true),
+            // What must stay whole may just have met an error that waited, too.
+            SendFailure::Pending | SendFailure::TooLarge => {
+                // SAFETY: the caller vouches for the segment.
+                let sent = unsafe { sys::send_to(self.socket, &train.to, segment.at, segment.len) };
+                if sent.is_err() {
+                    self.lost(segment.len, false);
+                }
+            }
             _ => self.lost(segment.len, false),
         }
     }

@@ -13,6 +13,8 @@ pub(crate) enum SendFailure {
     Unsegmented,
     /// A train that must go one by one; the socket's egress cannot segment at all.
     NoSegmentation,
+    /// An ICMP error about an earlier datagram, to whomever: send again, it is reported once (IP_RECVERR in ip(7)).
+    Pending,
     /// Anything else: the datagram is dropped.
     Other,
 }
@@ -25,6 +27,7 @@ pub(crate) fn classify_single(errno: i32) -> SendFailure {
     match errno {
         libc::EAGAIN | libc::ENOBUFS => SendFailure::Full,
         libc::EMSGSIZE => SendFailure::TooLarge,
+        _ if may_be_pending(errno) => SendFailure::Pending,
         _ => SendFailure::Other,
     }
 }
@@ -38,8 +41,26 @@ pub(crate) fn classify_train(errno: i32, segment_bytes: u32) -> SendFailure {
         libc::EINVAL if segment_bytes <= ALWAYS_FITS_BYTES => SendFailure::NoSegmentation,
         libc::EINVAL | libc::EMSGSIZE => SendFailure::Unsegmented,
         libc::EAGAIN | libc::ENOBUFS => SendFailure::Full,
+        _ if may_be_pending(errno) => SendFailure::Pending,
         _ => SendFailure::Other,
     }
+}
+
+/// Whether the kernel turns some ICMP error into this one (`icmp_err_convert` in net/ipv4/icmp.c, `tab_unreach` in
+/// net/ipv6/icmp.c).
+const fn may_be_pending(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::ECONNREFUSED
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::ENOPROTOOPT
+            | libc::EOPNOTSUPP
+            | libc::EHOSTDOWN
+            | libc::ENONET
+            | libc::EPROTO
+            | libc::EACCES
+    )
 }
 
 /// Linux 7.0 to 7.1.4 corrupt UDP_SEGMENT trains whose segments are all equal.

@@ -27,11 +27,13 @@ use io_uring::{cqueue, opcode, types};
 
 pub use setup::probe;
 
+use crate::mmsg::error_queue::drain;
 use crate::mmsg::send::Refused;
 use crate::mmsg::sys;
 use crate::packet_io::{
-    Doorbell, IoConfig, IoStats, Pace, PacketIo, Received, RecvBuf, SetupError, SocketId,
-    SocketTable, TURN_DATAGRAMS, Trains, TurnStamp, Wait, WireAddr, kernel_corrupts_trains,
+    Doorbell, IoConfig, IoStats, Pace, PacketIo, PeerError, PeerErrors, Received, RecvBuf,
+    SetupError, SocketId, SocketTable, TURN_DATAGRAMS, Trains, TurnStamp, Wait, WireAddr,
+    kernel_corrupts_trains,
 };
 use buffers::{Buffers, GROUP};
 use queue::Queue;
@@ -72,6 +74,8 @@ struct State {
     /// Removed sockets whose receive has ended.
     finished: Vec<SocketId>,
     doorbell_armed: bool,
+    /// What sockets reported of what they sent.
+    errors: PeerErrors,
     stats: IoStats,
     /// Made with the first listener, and kept as long as the queue.
     streams: Option<Box<Streams>>,
@@ -117,6 +121,7 @@ impl Ring {
                 staged: Trains::new(STAGED),
                 finished: Vec::new(),
                 doorbell_armed: false,
+                errors: PeerErrors::default(),
                 stats: IoStats::default(),
                 streams: None,
             },
@@ -401,7 +406,9 @@ impl State {
             Some(libc::ENOBUFS) => self.stats.enobufs += 1,
             Some(_) => {
                 self.stats.receive_errors += 1;
-                let at_once = entry.extra.armed_in_turn == self.stats.turns;
+                // An error of the network's is no reason to leave the socket alone.
+                let is_reported = drain(id, &entry.socket, &mut self.errors);
+                let at_once = !is_reported && entry.extra.armed_in_turn == self.stats.turns;
                 entry.extra.errors_in_row = if at_once {
                     entry.extra.errors_in_row + 1
                 } else {
@@ -434,6 +441,10 @@ impl State {
                 Some(segment) => refused.single(staged, train, segment, errno),
                 None => refused.train(staged, train, errno),
             }
+        }
+        // The error that waited may have been reported to this send, and then no receive ends by it.
+        if !matches!(errno, libc::EAGAIN | libc::ENOBUFS) {
+            drain(train.socket, &entry.socket, &mut self.errors);
         }
     }
 }
@@ -514,6 +525,11 @@ impl PacketIo for Ring {
                 Err(Unusable::NoAddress) => state.stats.receive_errors += 1,
             }
         }
+    }
+
+    #[inline]
+    fn next_error(&mut self) -> Option<PeerError> {
+        self.state.errors.pop()
     }
 
     #[inline]

@@ -263,43 +263,26 @@ impl ForwardingTable {
         }
     }
 
-    /// A channel was bound to `peer`, or bound for longer: those who use a route without it are told.
-    pub(crate) fn tell_of_channel(&mut self, now: Millis, allocation: u32, peer: Addr) {
+    /// The way to an allocation's client changed: for one peer, if a channel was bound to it or bound for longer, else for all of
+    /// them. Those who use what they were told before are told anew.
+    pub(crate) fn tell_watchers(&mut self, now: Millis, allocation: u32, peer: Option<Addr>) {
         let hairpins = &mut self.hairpins;
         let Some(Some(relay)) = self.relays.get_mut(allocation as usize) else {
             return;
         };
-        let Some(until) = relay.permissions.until(peer) else {
-            return;
-        };
-        let route = Some(HalfRoute {
-            client: relay.client,
-            until,
-            channel: relay.channels.binding(now, peer),
-        });
-        for watcher in relay.watchers.iter_mut().filter(|w| w.from == peer) {
-            watcher.until = until;
+        let may_compose = hairpins.may_compose(relay.client.egress);
+        let concerned = |watcher: &&mut Watcher| peer.is_none_or(|peer| peer == watcher.from);
+        for watcher in relay.watchers.iter_mut().filter(concerned) {
             let (from, to) = (watcher.from, watcher.to);
-            let mail = Mail::HairpinRoute { from, to, route };
-            hairpins.mail.push((watcher.shard, mail));
-        }
-    }
-
-    /// A client moved (RFC 8016): those who send to it from other shards are told where to.
-    pub(in super::super) fn tell_of_move(&mut self, now: Millis, allocation: u32) {
-        let Some(Some(relay)) = self.relays.get_mut(allocation as usize) else {
-            return;
-        };
-        let composable = self.hairpins.may_compose(relay.client.egress);
-        for watcher in &relay.watchers {
-            let (from, to) = (watcher.from, watcher.to);
-            let route = composable.then(|| HalfRoute {
+            let until = relay.permissions.until(from);
+            watcher.until = until.unwrap_or(watcher.until);
+            let route = until.filter(|_| may_compose).map(|until| HalfRoute {
                 client: relay.client,
-                until: watcher.until,
+                until,
                 channel: relay.channels.binding(now, from),
             });
             let mail = Mail::HairpinRoute { from, to, route };
-            self.hairpins.mail.push((watcher.shard, mail));
+            hairpins.mail.push((watcher.shard, mail));
         }
     }
 
@@ -334,5 +317,68 @@ impl ForwardingTable {
     /// Clients of other shards that somebody here may send to. For tests.
     pub(crate) fn partner_count(&self) -> usize {
         self.hairpins.partners.by_addr.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::HairpinPlan;
+    use super::*;
+    use crate::addr::ClientAddr;
+    use crate::forwarding::{ForwardingCapacity, RelayLimits, SocketIndex};
+    use crate::turn::RelayIp;
+
+    // Who is moved by RFC 8016, say, takes along those who send to him from other shards.
+    #[test]
+    fn whoever_moves_is_followed() {
+        let addr = |port| Addr::new(([198, 41, 0, 4], port).into());
+        let (main, stream) = (SocketIndex(0), SocketIndex(1));
+        let capacity = ForwardingCapacity {
+            flows: 0,
+            relays: 1,
+            listeners: 2,
+        };
+        let limits = RelayLimits::default();
+        let mut table = ForwardingTable::new(capacity, limits, limits, [1; 4]);
+        table.plan_hairpins(HairpinPlan {
+            relay_ips: vec![RelayIp {
+                local: addr(0).ip(),
+                external: addr(0).ip(),
+            }],
+            relay_ports: 50_000..=50_009,
+            shard: 0,
+            shards: 2,
+            composable: vec![true, false],
+        });
+        let client = ClientAddr(addr(7));
+        table.reserve_source(0, main, client);
+        table.add_relay(0, main, client, [Some((SocketIndex(2), 50_000)), None]);
+        let relay = table.relay(0).unwrap();
+        let senders = [addr(50_008), addr(50_009)];
+        relay.permissions.grant(senders[0], Millis(500));
+        for from in senders {
+            assert!(table.answer_hairpin(Millis(0), 1, from, addr(50_000)));
+        }
+        let told = |table: &mut ForwardingTable| -> Vec<_> {
+            let mail = table.hairpin_mail().map(|mail| match mail {
+                (1, Mail::HairpinRoute { from, route, .. }) => (from, route.map(|r| r.client)),
+                other => panic!("{other:?}"),
+            });
+            mail.collect()
+        };
+        let at = |egress, port| {
+            let to = addr(port);
+            senders.map(|from| (from, Some(Route { egress, to })))
+        };
+        assert_eq!(told(&mut table), at(main, 7));
+        table.relay(0).unwrap().client.to = addr(8);
+        table.tell_watchers(Millis(1), 0, None);
+        assert_eq!(told(&mut table), at(main, 8));
+        table.tell_watchers(Millis(1), 0, Some(senders[1]));
+        assert_eq!(told(&mut table), at(main, 8)[1..]);
+        // To a stream nobody sends directly.
+        table.relay(0).unwrap().client.egress = stream;
+        table.tell_watchers(Millis(1), 0, None);
+        assert_eq!(told(&mut table), senders.map(|from| (from, None)));
     }
 }
