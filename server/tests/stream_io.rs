@@ -300,6 +300,28 @@ fn too_much_at_once_is_refused_whole(mut io: impl StreamIo, ip: IpAddr) {
     assert_eq!(read(&mut peer, 1), b"y");
 }
 
+fn room_ends_the_sleep(mut io: impl StreamIo, ip: IpAddr) {
+    let (_, at) = listen(&mut io, ip);
+    let mut seen = Seen::default();
+    let (mut peer, id) = seen.accept(&mut io, at);
+    let half = pattern(STREAM_QUEUE_BYTES / 2, 1);
+    for _ in 0..50 {
+        let mut taken = 0;
+        // With nothing else to wake for.
+        seen.until(&mut io, |io, _| {
+            taken += usize::from(io.send_stream(id, &[&half]).is_ok());
+            taken += usize::from(io.send_stream(id, &[&half]).is_ok());
+            let _ = io.send_stream(id, &[&half]);
+            taken >= 4
+        });
+        settle(&mut io);
+        for _ in 0..taken {
+            assert!(read(&mut peer, half.len()) == half);
+        }
+        settle(&mut io);
+    }
+}
+
 fn a_closed_half_is_an_end(mut io: impl StreamIo, ip: IpAddr) {
     let (_, at) = listen(&mut io, ip);
     let mut seen = Seen::default();
@@ -830,6 +852,7 @@ suite! {
     large_transfers_keep_their_order: usual;
     a_peer_that_never_reads_meets_the_bound: usual;
     too_much_at_once_is_refused_whole: usual;
+    room_ends_the_sleep: usual;
     a_closed_half_is_an_end: usual;
     a_reset_is_an_end: usual;
     a_flush_delivers_the_last_bytes: usual;
