@@ -333,6 +333,7 @@ impl Birth {
             sockets,
             streams: Streams::new(self.streams, Millis(0)),
             staged: Staged::default(),
+            for_streams: Vec::new(),
             mailboxes: self.mailboxes,
             answers: self.answers,
             publisher: self.publisher,

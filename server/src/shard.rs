@@ -46,6 +46,8 @@ pub struct EventLoop<P> {
     pub streams: Streams,
     /// Packets that came on the stream whose turn it is.
     pub staged: Staged,
+    /// Answers and events for streams of other shards, until the mail is posted.
+    pub for_streams: Vec<(u16, Post)>,
     /// Every shard's mailbox.
     pub mailboxes: Arc<[Mailbox]>,
     /// Answers for the control thread.
@@ -234,17 +236,12 @@ impl<P: StreamIo> EventLoop<P> {
             if usize::from(shard) == self.index {
                 let urgency = Urgency::Control;
                 self.streams.send(now, &mut self.io, at, bytes, urgency);
-                continue;
-            }
-            let (socket, to) = at;
-            let bytes = bytes.into();
-            let post = Post::ToStream(StreamFrame { socket, to, bytes });
-            let refused = if undelivered.is_empty() {
-                self.mailboxes[usize::from(shard)].post(post).err()
             } else {
-                Some(post)
-            };
-            undelivered.extend(refused.map(|post| (shard, post)));
+                let (socket, to) = at;
+                let bytes = bytes.into();
+                let post = Post::ToStream(StreamFrame { socket, to, bytes });
+                self.for_streams.push((shard, post));
+            }
         }
         let mut lost = 0;
         for (shard, mail) in outbox.mail.drain(..) {
@@ -261,6 +258,16 @@ impl<P: StreamIo> EventLoop<P> {
                 Some(post) => undelivered.push_back((shard, post)),
                 None => {}
             }
+        }
+        // After the mail: who is told of a seat may use it at once, so what makes it usable comes first. What this shard
+        // sends itself leaves with the next turn, which is after the mail too.
+        for (shard, post) in self.for_streams.drain(..) {
+            let refused = if undelivered.is_empty() {
+                self.mailboxes[usize::from(shard)].post(post).err()
+            } else {
+                Some(post)
+            };
+            undelivered.extend(refused.map(|post| (shard, post)));
         }
         for answer in outbox.door.drain(..) {
             // Nobody listens any more only when the process ends.

@@ -257,8 +257,12 @@ fn large_transfers_keep_their_order(mut io: impl StreamIo, ip: IpAddr) {
                     }
                 }
             }
-            seen.received[&id].len() == BYTES && io.stats().stream_bytes_sent == BYTES as u64
+            seen.received[&id].len() == BYTES && sent == BYTES
         });
+        // Nothing tells that the last bytes have left.
+        while io.stats().stream_bytes_sent < BYTES as u64 {
+            seen.turn(&mut io, Duration::from_millis(1));
+        }
     });
     assert!(seen.received[&id] == up, "the order was not kept");
     assert!(io.stats().stream_sends_refused > 0);
@@ -298,6 +302,28 @@ fn too_much_at_once_is_refused_whole(mut io: impl StreamIo, ip: IpAddr) {
     io.send_stream(id, &[b"y"]).unwrap();
     settle(&mut io);
     assert_eq!(read(&mut peer, 1), b"y");
+}
+
+fn room_ends_the_sleep(mut io: impl StreamIo, ip: IpAddr) {
+    let (_, at) = listen(&mut io, ip);
+    let mut seen = Seen::default();
+    let (mut peer, id) = seen.accept(&mut io, at);
+    let half = pattern(STREAM_QUEUE_BYTES / 2, 1);
+    for _ in 0..50 {
+        let mut taken = 0;
+        // With nothing else to wake for.
+        seen.until(&mut io, |io, _| {
+            taken += usize::from(io.send_stream(id, &[&half]).is_ok());
+            taken += usize::from(io.send_stream(id, &[&half]).is_ok());
+            let _ = io.send_stream(id, &[&half]);
+            taken >= 4
+        });
+        settle(&mut io);
+        for _ in 0..taken {
+            assert!(read(&mut peer, half.len()) == half);
+        }
+        settle(&mut io);
+    }
 }
 
 fn a_closed_half_is_an_end(mut io: impl StreamIo, ip: IpAddr) {
@@ -830,6 +856,7 @@ suite! {
     large_transfers_keep_their_order: usual;
     a_peer_that_never_reads_meets_the_bound: usual;
     too_much_at_once_is_refused_whole: usual;
+    room_ends_the_sleep: usual;
     a_closed_half_is_an_end: usual;
     a_reset_is_an_end: usual;
     a_flush_delivers_the_last_bytes: usual;

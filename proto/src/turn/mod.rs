@@ -1,4 +1,4 @@
-//! TURN over UDP (RFC 8656) with long-term credentials (RFC 8489 section 9.2).
+//! TURN (RFC 8656) with relayed addresses of UDP, whatever the client speaks, and long-term credentials (RFC 8489 section 9.2).
 //!
 //! Nothing is kept of a source before its request is authenticated. What packets need of an allocation lives in
 //! [`crate::forwarding`]; here is who, how long and how many. Relay sockets are opened by the caller, who is told by

@@ -62,6 +62,8 @@ pub(super) struct Streams {
     to_send: Vec<StreamId>,
     /// Streams that found no slot. They come first in the next turn, since epoll always reports in the same order.
     starved: VecDeque<StreamId>,
+    /// Somebody was refused, and is to try again once there is room.
+    refused: bool,
 }
 
 impl Streams {
@@ -74,6 +76,7 @@ impl Streams {
             events: StreamEvents::default(),
             to_send: Vec::new(),
             starved: VecDeque::new(),
+            refused: false,
         }
     }
 
@@ -86,6 +89,8 @@ impl Streams {
     ) -> io::Result<Option<Duration>> {
         self.slots.give_back();
         self.events.begin_turn();
+        // Sending makes room without an event of the epoll set, so whoever waits for it would not hear.
+        let made_room = std::mem::take(&mut self.refused) && !self.to_send.is_empty();
         while let Some(id) = self.to_send.pop() {
             if let Some(entry) = self.table.get_mut(id) {
                 entry.listed = false;
@@ -117,7 +122,7 @@ impl Streams {
                 timeout = Some(timeout.map_or(left, |timeout| timeout.min(left)));
             }
         }
-        Ok(if self.events.is_empty() {
+        Ok(if self.events.is_empty() && !made_room {
             timeout
         } else {
             Some(Duration::ZERO)
@@ -204,6 +209,7 @@ impl Streams {
         let entry = entry.ok_or(SendRefused::Gone)?;
         if !entry.queue.push(parts, &mut self.spare) {
             stats.stream_sends_refused += 1;
+            self.refused = true;
             return Err(SendRefused::Full);
         }
         if !entry.listed && entry.extra.events & OUTPUT == 0 {

@@ -155,7 +155,7 @@ pub trait StreamIo: super::PacketIo {
     fn stream_bytes<'a>(&'a self, bytes: &'a StreamBytes) -> &'a [u8];
 
     /// Copies `parts`, one after the other, behind what waits to be sent; they leave with the next turns, in order. All
-    /// are taken or none.
+    /// are taken or none. After [`SendRefused::Full`] the turn in which room comes ends its sleep, so that one can try again.
     ///
     /// # Errors
     /// [`SendRefused`].

@@ -9,34 +9,33 @@ use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::time::Millis;
 use waypost_proto::wire::stream::Framer;
 
-use super::End;
+use super::{End, Urgency};
 use crate::packet_io::{SendRefused, StreamId, StreamIo};
 
-/// Encrypted bytes are offered to the backend in pieces of this size, because it takes a piece as a whole or not at all.
+/// Pending bytes are offered to the backend in pieces of this size, because it takes a piece as a whole or not at all.
 const PIECE: usize = 16 << 10;
 
-/// Room for encrypted bytes that a stream keeps when it has none.
-const PENDING_KEPT: usize = 2048;
+/// Answers and events wait for room while fewer bytes than these do, so that relayed packets that fill the queue of a slow
+/// client do not cost it its connection.
+const CONTROL_WAITS_BELOW: usize = 16 << 10;
 
-/// The encryption of one stream.
-struct Cipher {
-    session: ServerConnection,
-    /// Encrypted bytes that the backend has not taken yet: at most one frame, because nothing is encrypted before they
-    /// are gone. They can neither be dropped nor overtaken.
-    pending: Vec<u8>,
-}
+/// Room for pending bytes that a stream keeps when it has none.
+const PENDING_KEPT: usize = 2048;
 
 /// One client's stream.
 pub struct Connection {
     socket: SocketIndex,
     peer: ClientAddr,
-    cipher: Option<Box<Cipher>>,
+    cipher: Option<Box<ServerConnection>>,
+    /// What the backend had no room for: answers, and what is encrypted, which can neither be dropped nor overtaken. At most
+    /// [`CONTROL_WAITS_BELOW`] and one frame.
+    pending: Vec<u8>,
     framer: Framer,
     /// When its last whole message came.
     pub(super) heard_at: Option<Millis>,
     /// Since when nothing could be sent.
     pub(super) full_since: Option<Millis>,
-    /// Whether a timer is set that offers encrypted bytes again.
+    /// Whether a timer is set that offers pending bytes again.
     pub(super) waits_for_room: bool,
 }
 
@@ -50,13 +49,13 @@ impl Connection {
         let cipher = session.map(|mut session| {
             // What is written is taken out at once, so it is bounded by one frame and must be taken as a whole.
             session.set_buffer_limit(None);
-            let pending = Vec::new();
-            Box::new(Cipher { session, pending })
+            Box::new(session)
         });
         Self {
             socket,
             peer,
             cipher,
+            pending: Vec::new(),
             framer: Framer::new(serves_rfc5766),
             heard_at: None,
             full_since: None,
@@ -79,12 +78,11 @@ impl Connection {
     /// Whether it is TLS and nothing can be said yet.
     pub(super) fn is_handshaking(&self) -> bool {
         let cipher = self.cipher.as_deref();
-        cipher.is_some_and(|cipher| cipher.session.is_handshaking())
+        cipher.is_some_and(|session| session.is_handshaking())
     }
 
-    pub(super) fn has_pending(&self) -> bool {
-        let cipher = self.cipher.as_deref();
-        cipher.is_some_and(|cipher| !cipher.pending.is_empty())
+    pub(super) const fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Takes in what came and passes on each whole message. Afterwards, whatever the outcome, [`Connection::flush`] lets
@@ -107,17 +105,17 @@ impl Connection {
             });
             outcome.map_err(|_| End::BadFrame)
         };
-        let Some(cipher) = &mut self.cipher else {
+        let Some(session) = &mut self.cipher else {
             return feed(input);
         };
         while !input.is_empty() {
-            match cipher.session.read_tls(&mut input) {
+            match session.read_tls(&mut input) {
                 Ok(taken) if taken > 0 => {}
                 _ => return Err(End::Tls),
             }
-            let state = cipher.session.process_new_packets();
+            let state = session.process_new_packets();
             let state = state.map_err(|_| End::Tls)?;
-            let mut reader = cipher.session.reader();
+            let mut reader = session.reader();
             // An error means that there is nothing now, an empty buffer that there will never be.
             while let Ok(bytes) = reader.fill_buf()
                 && !bytes.is_empty()
@@ -133,22 +131,36 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a whole frame.
+    /// Sends a whole frame, or keeps it to be sent with the next [`Connection::flush`].
     ///
     /// # Errors
-    /// Nothing of it was sent.
+    /// Nothing of it was or will be sent.
     pub(super) fn send<P: StreamIo>(
         &mut self,
         io: &mut P,
         stream: StreamId,
         frame: &[u8],
+        urgency: Urgency,
     ) -> Result<(), SendRefused> {
-        if self.cipher.is_none() {
-            return io.send_stream(stream, &[frame]);
+        let may_wait = |refused, waiting: usize| {
+            let is_short = waiting < CONTROL_WAITS_BELOW;
+            refused == SendRefused::Full && urgency == Urgency::Control && is_short
+        };
+        match self.flush(io, stream) {
+            Err(refused) if !may_wait(refused, self.pending.len()) => return Err(refused),
+            _ => {}
         }
-        self.flush(io, stream)?;
-        let cipher = self.cipher.as_mut().expect("it is TLS");
-        if cipher.session.is_handshaking() || cipher.session.writer().write_all(frame).is_err() {
+        let Some(session) = &mut self.cipher else {
+            if self.pending.is_empty() {
+                match io.send_stream(stream, &[frame]) {
+                    Err(refused) if may_wait(refused, 0) => {}
+                    done => return done,
+                }
+            }
+            self.pending.extend_from_slice(frame);
+            return Ok(());
+        };
+        if session.is_handshaking() || session.writer().write_all(frame).is_err() {
             return Err(SendRefused::Gone);
         }
         match self.flush(io, stream) {
@@ -158,17 +170,19 @@ impl Connection {
         }
     }
 
-    /// Gives the backend what TLS has encrypted.
+    /// Gives the backend what waits and what TLS has to say.
     ///
     /// # Errors
     /// Not all of it was taken.
     pub fn flush<P: StreamIo>(&mut self, io: &mut P, stream: StreamId) -> Result<(), SendRefused> {
-        let Some(cipher) = &mut self.cipher else {
+        let pending = &mut self.pending;
+        if let Some(session) = &mut self.cipher {
+            while session.wants_write() {
+                session.write_tls(pending).expect("memory takes everything");
+            }
+        }
+        if pending.is_empty() {
             return Ok(());
-        };
-        let Cipher { session, pending } = &mut **cipher;
-        while session.wants_write() {
-            session.write_tls(pending).expect("memory takes everything");
         }
         let mut taken = 0;
         let outcome = pending.chunks(PIECE).try_for_each(|piece| {

@@ -25,7 +25,7 @@ pub use self::counters::{STREAM_COUNTERS, StreamCounters};
 pub use self::staged::Staged;
 use crate::packet_io::{ListenerId, SendRefused, StreamId, StreamIo};
 
-/// How soon encrypted bytes are offered again to a stream whose queue was full, in milliseconds.
+/// How soon bytes are offered again to a stream whose queue was full, in milliseconds.
 const RETRY_MS: u64 = 20;
 
 /// How patient a server is with streams.
@@ -116,7 +116,7 @@ pub struct StreamsConfig {
 enum StreamTimer {
     /// A deadline of its client may have passed.
     Deadline(StreamId),
-    /// Encrypted bytes wait for room.
+    /// Bytes wait for room.
     Retry(StreamId),
 }
 
@@ -274,11 +274,9 @@ impl Streams {
         };
         let connection = self.connections.get_mut(&stream);
         let connection = connection.expect("a stream that is found by its peer is there");
-        match connection.send(io, stream, frame) {
-            Ok(()) => {
-                connection.full_since = None;
-                self.wait_for_room(now, stream);
-            }
+        match connection.send(io, stream, frame, urgency) {
+            Ok(()) if connection.has_pending() => self.wait_for_room(now, stream),
+            Ok(()) => connection.full_since = None,
             Err(SendRefused::Gone) => self.counters.dropped_gone += 1,
             Err(SendRefused::Full) => {
                 self.counters.dropped_full += 1;
@@ -291,7 +289,7 @@ impl Streams {
         }
     }
 
-    /// If encrypted bytes of a stream found no room, they are offered again soon.
+    /// If bytes of a stream found no room, they are offered again soon.
     pub fn wait_for_room(&mut self, now: Millis, stream: StreamId) {
         if let Some(connection) = self.connections.get_mut(&stream)
             && connection.has_pending()

@@ -59,7 +59,8 @@ fn who_has_nothing_here_and_is_idle_is_dropped() {
     let identity = Identity::new();
     for io in BACKENDS {
         let times = StreamTimes {
-            idle_ms: 200,
+            first_message_ms: 300,
+            idle_ms: 300,
             ..StreamTimes::default()
         };
         let server = impatient(io, &identity, times);

@@ -397,7 +397,10 @@ mod tests {
             (&["--tls-listen=1.1.1.1:1"], "but tls-cert is not given"),
             (&["--tls-cert=/c.pem"], "but tls-key is not given"),
             (
-                &["--tls-cert=/nonexistent", "--tls-key=/nonexistent"],
+                &[
+                    "--tls-cert=/nonexistent/c.pem",
+                    "--tls-key=/nonexistent/k.pem",
+                ],
                 "cannot be read",
             ),
             (&["--auth-secret-file=/nonexistent"], "cannot be read"),
