@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use siphasher::sip::SipHasher24;
+use subtle::ConstantTimeEq;
 
 use crate::addr::{ClientAddr, ProvenAddr};
 use crate::wire::native::{NONCE_LEN, first_16};
@@ -165,8 +166,10 @@ impl NonceKeys {
         } else {
             unix_secs - issued <= NONCE_MAX_AGE_SECS
         };
-        // The comparison need not be in constant time: whoever can measure it still lacks the address.
-        let known = |keys: &mut Self, which| keys.mac(which, issued, addr) == Some(mac);
+        let known = |keys: &mut Self, which| {
+            let known = keys.mac(which, issued, addr);
+            known.is_some_and(|known| known.ct_eq(&mac).into())
+        };
         if age_ok && (known(self, 0) || known(self, 1)) {
             Ok(ProvenAddr::vouch(addr))
         } else {

@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use subtle::ConstantTimeEq;
+
 use super::allocation::{Allocation, Family, Quotas, Relayed, Reserved, Waiting};
 use super::port_pool::{Parity, PortPool};
 use super::reservation::REOPEN_TRIES;
@@ -243,7 +245,7 @@ impl TurnService {
 
     /// Takes the port that waits for this token of this user.
     pub(super) fn redeem(&mut self, token: [u8; 8], user: u64) -> Option<Reserved> {
-        let fits = |r: &Reservation| r.reserved.token == token && r.user == user;
+        let fits = |r: &Reservation| bool::from(r.reserved.token.ct_eq(&token)) && r.user == user;
         let at = self.reservations.iter().position(fits)?;
         Some(self.reservations.swap_remove(at).reserved)
     }
