@@ -100,7 +100,14 @@ impl ChannelList {
             .binary_search_by_key(&peer, |binding| binding.peer)
         {
             Ok(at) => self.by_peer[at] = binding,
-            Err(at) => self.by_peer.insert(at, binding),
+            Err(at) => {
+                // Most clients have one peer, and a vector would begin with room for four.
+                if self.by_peer.is_empty() {
+                    self.by_peer.reserve_exact(1);
+                    self.by_number.reserve_exact(1);
+                }
+                self.by_peer.insert(at, binding);
+            }
         }
         self.index();
     }

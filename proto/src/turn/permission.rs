@@ -53,7 +53,13 @@ impl PermissionList {
             .binary_search_by(|(ip, _)| ip.cmp(peer.ip_bytes()))
         {
             Ok(at) => self.by_ip[at].1 = until,
-            Err(at) => self.by_ip.insert(at, (*peer.ip_bytes(), until)),
+            Err(at) => {
+                // Most clients have one peer, and a vector would begin with room for four.
+                if self.by_ip.is_empty() {
+                    self.by_ip.reserve_exact(1);
+                }
+                self.by_ip.insert(at, (*peer.ip_bytes(), until));
+            }
         }
     }
 }
