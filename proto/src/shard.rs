@@ -15,7 +15,7 @@ use crate::forwarding::{
     Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, Service, SocketIndex,
 };
 use crate::lobby::door::{DoorAnswer, DoorRequest};
-use crate::lobby::{Asked, Lobby, LobbyConfig, Mail, Origin, Outbox, TimerKey, Turn};
+use crate::lobby::{Asked, Lobby, LobbyConfig, Mail, Origin, Outbox, StreamSerial, TimerKey, Turn};
 use crate::nonce::{NonceKeys, ServerSecret};
 use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
@@ -116,6 +116,8 @@ pub struct Shard {
     index: u16,
     /// The shard that got what is being served: this one, unless it came by mail.
     home: u16,
+    /// The stream by which that came, if it is a request that may move an allocation.
+    by_stream: Option<StreamSerial>,
     count: u16,
     sockets: Vec<SocketRole>,
     streams: OpenStreams,
@@ -165,6 +167,7 @@ macro_rules! step {
             nonces: &mut $shard.nonces,
             sealer: &$shard.sealer,
             home: $shard.home,
+            by_stream: $shard.by_stream,
         }
     };
 }
@@ -215,6 +218,7 @@ impl Shard {
         Self {
             index: config.index,
             home: config.index,
+            by_stream: None,
             count: config.count,
             streams: OpenStreams::new(std::array::from_fn(|_| turn_rng.random())),
             sockets: config.sockets,
@@ -360,6 +364,11 @@ impl Shard {
             (Class::Request, method, role) if role.is_full() && stun::method::is_turn(method) => {
                 if self.pass_on(socket, source, datagram) {
                     return Ok(());
+                }
+                if self.home == self.index {
+                    let is_stream = matches!(role, SocketRole::Stream { .. });
+                    let serial = is_stream.then(|| self.streams.serial(socket, source));
+                    self.by_stream = serial.flatten();
                 }
                 self.turn
                     .handle_request(step!(self, now), socket, source, &message)
@@ -577,8 +586,9 @@ impl Shard {
                 socket,
                 source,
                 home,
+                stream,
                 bytes,
-            } => self.handle_guest(now, socket, source, home, &bytes),
+            } => self.handle_guest(now, socket, source, (home, stream), &bytes),
             Mail::Door { id, request } => {
                 let answer = self.handle_door(now, *request);
                 self.outbox.door.push((id, answer));
@@ -743,12 +753,16 @@ impl Shard {
                 socket,
                 source,
                 owner,
+                stream,
                 answer,
+            } => self.add_guest(socket, source, owner, stream, &answer),
+            Mail::GuestStreamEnded {
+                socket,
+                source,
+                stream,
             } => {
-                self.forwarding.add_guest(socket, source, owner);
-                let start = self.outbox.bytes.len();
-                self.outbox.bytes.extend_from_slice(&answer);
-                self.outbox.transmit(socket, source.0, start);
+                let turn = &mut self.turn;
+                turn.handle_guest_stream_ended(step!(self, now), socket, source, stream);
             }
             Mail::GuestLeft { socket, source, id } => self.turn.note_deletion(socket, source, id),
             Mail::RemoveGuest {

@@ -254,6 +254,9 @@ pub trait PacketIo {
     /// Stages a datagram of our own; the bytes are copied into a per-turn arena.
     fn send(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]);
 
+    /// As [`PacketIo::send`], but never in fragments, as with [`PacketIo::forward_whole`].
+    fn send_whole(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]);
+
     /// A handle by which another thread ends this shard's sleep.
     fn doorbell(&self) -> Doorbell;
 

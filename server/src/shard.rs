@@ -226,7 +226,12 @@ impl<P: StreamIo> EventLoop<P> {
         for transmit in &outbox.transmits {
             let bytes = &outbox.bytes[transmit.start..transmit.end];
             if let Some(socket) = self.sockets.id(transmit.socket) {
-                self.io.send(socket, transmit.to.to_socket_addr(), bytes);
+                let to = transmit.to.to_socket_addr();
+                if transmit.dont_fragment {
+                    self.io.send_whole(socket, to, bytes);
+                } else {
+                    self.io.send(socket, to, bytes);
+                }
                 continue;
             }
             let at = (transmit.socket, transmit.to);

@@ -523,7 +523,7 @@ fn datagrams_beyond_the_path_arrive(mut io: impl PacketIo) {
     what_must_stay_whole_does(&mut io);
 }
 
-/// What is forwarded whole arrives if the path has room for it, and else not at all.
+/// What is forwarded or sent whole arrives if the path has room for it, and else not at all.
 fn what_must_stay_whole_does(io: &mut impl PacketIo) {
     let (id, at) = add(io, V4);
     let to = peer(V4);
@@ -540,8 +540,16 @@ fn what_must_stay_whole_does(io: &mut impl PacketIo) {
     for len in [1252, 10, 10] {
         assert_eq!(to.recv(&mut buffer).unwrap(), len);
     }
+    for len in [1253, 1252, 1253, 10] {
+        io.send_whole(id, address(&to), &pattern(len, len));
+    }
+    flush(io);
+    for len in [1252, 10] {
+        assert_eq!(to.recv(&mut buffer).unwrap(), len);
+        assert_eq!(&buffer[..len], pattern(len, len));
+    }
     let stats = io.stats();
-    assert_eq!(stats.send_errors - before.send_errors, 2);
+    assert_eq!(stats.send_errors - before.send_errors, 4);
     assert_eq!(stats.send_emsgsize_retries, before.send_emsgsize_retries);
 }
 

@@ -169,6 +169,8 @@ pub enum Mail {
         source: ClientAddr,
         /// The shard that got it.
         home: u16,
+        /// The stream that it came on; none if it came as a datagram.
+        stream: Option<StreamSerial>,
         /// The datagram.
         bytes: Box<[u8]>,
     },
@@ -180,6 +182,8 @@ pub enum Mail {
         source: ClientAddr,
         /// The shard of its allocation.
         owner: u16,
+        /// The stream that it moved to, if it is one.
+        stream: Option<StreamSerial>,
         /// The answer that tells the client that it moved.
         answer: Box<[u8]>,
     },
@@ -200,6 +204,15 @@ pub enum Mail {
         source: ClientAddr,
         /// The shard that asked for it.
         owner: u16,
+    },
+    /// The stream that a TURN client had moved to has ended.
+    GuestStreamEnded {
+        /// The stream's socket.
+        socket: SocketIndex,
+        /// The client.
+        source: ClientAddr,
+        /// The stream.
+        stream: StreamSerial,
     },
     /// An allocation of shard `asker` with relayed address `from` sends to relayed address `to`: how is the client of that
     /// reached? May be dropped: it is asked again.
@@ -282,6 +295,8 @@ pub struct Transmit {
     pub socket: SocketIndex,
     /// The destination.
     pub to: Addr,
+    /// Whether to drop it rather than to send it in fragments.
+    pub dont_fragment: bool,
     /// Where its bytes begin.
     pub start: usize,
     /// Where they end.
@@ -310,6 +325,7 @@ impl Outbox {
         self.transmits.push(Transmit {
             socket,
             to,
+            dont_fragment: false,
             start,
             end: self.bytes.len(),
         });

@@ -46,7 +46,7 @@ impl Shard {
         );
     }
 
-    /// A stream has ended or is about to be closed. Its allocation is deleted. Its member keeps the seat for as long as a
+    /// A stream has ended or is about to be closed. Its allocation is deleted, unless it is mobile. Its member keeps the seat for as long as a
     /// silent one does, and may come back to it from elsewhere. A later stream between the same addresses inherits nothing.
     pub fn handle_stream_closed(&mut self, now: Millis, socket: SocketIndex, source: ClientAddr) {
         let Some(serial) = self.streams.serials.remove(&(socket, source.0)) else {
@@ -57,6 +57,7 @@ impl Shard {
                 .handle_client_gone(step!(self, now), index, socket, source);
         } else if let Some(owner) = self.forwarding.owner_of_guest(socket, source) {
             self.forwarding.remove_guest(socket, source, owner);
+            self.mail_guest_stream_ended(owner, socket, source, serial);
         } else if let Some(handle) = self.forwarding.seat_of(socket, source) {
             self.forwarding.remove_flow(socket, source, handle);
             self.mail_stream_ended(handle, socket, serial);

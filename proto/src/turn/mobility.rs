@@ -13,9 +13,9 @@ use subtle::ConstantTimeEq;
 
 use super::allocation::Allocation;
 use super::{Outcome, Reject, Request, Step, TurnService};
-use crate::addr::ClientAddr;
+use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::SocketIndex;
-use crate::lobby::Mail;
+use crate::lobby::{Mail, StreamSerial};
 use crate::stats::Counter;
 use crate::ticket::Sealer;
 use crate::wire::stun::{TransactionId, attr, method};
@@ -31,6 +31,8 @@ pub(super) struct Place {
     pub socket: SocketIndex,
     pub client: ClientAddr,
     pub home: u16,
+    /// The stream that it is, if it is one.
+    pub stream: Option<StreamSerial>,
 }
 
 /// What makes an allocation mobile.
@@ -42,8 +44,9 @@ pub(super) struct Mobility {
     moves: u32,
     /// The request that moved it last: its repetition gets the same answer.
     moved_by: Option<TransactionId>,
-    /// The home of the five-tuple that is served.
+    /// The home of the five-tuple that is served, and its stream.
     home: u16,
+    stream: Option<StreamSerial>,
     /// Where it was moved to and has not shown itself yet.
     candidate: Option<Place>,
 }
@@ -101,6 +104,7 @@ impl TurnService {
                 moves: 0,
                 moved_by: None,
                 home: step.home,
+                stream: step.by_stream,
                 candidate: None,
             }))),
             Some([]) => Err(Reject(405)),
@@ -171,6 +175,7 @@ impl TurnService {
                 socket,
                 source: client,
                 home: self.shard,
+                stream: step.by_stream,
                 bytes: request.message.bytes().into(),
             };
             step.out.mail.push((ticket.shard, mail));
@@ -203,6 +208,7 @@ impl TurnService {
                 socket,
                 source: client,
                 owner: self.shard,
+                stream: step.by_stream,
                 answer: bytes,
             };
             step.out.mail.push((step.home, mail));
@@ -215,6 +221,7 @@ impl TurnService {
             socket: request.reply.socket,
             client: request.source,
             home: step.home,
+            stream: step.by_stream,
         };
         let allocation = self.allocations.get(index);
         let mobility = allocation.and_then(|allocation| allocation.mobility.as_deref_mut());
@@ -242,8 +249,10 @@ impl TurnService {
             socket: allocation.socket,
             client: allocation.client,
             home: mobility.home,
+            stream: mobility.stream,
         };
         mobility.home = new.home;
+        mobility.stream = new.stream;
         allocation.socket = new.socket;
         allocation.client = new.client;
         step.counters.count(Counter::AllocationsMoved);
@@ -264,10 +273,44 @@ impl TurnService {
         let Some(allocation) = self.allocations.get(index) else {
             return;
         };
-        if (allocation.socket, allocation.client) == (socket, client) {
+        let is_active = (allocation.socket, allocation.client) == (socket, client);
+        let Some(mobility) = allocation.mobility.as_deref_mut() else {
+            return;
+        };
+        if is_active {
+            // Nowhere, so that a later stream of the same address and port is a new place.
+            allocation.client = ClientAddr(Addr::default());
+            mobility.home = self.shard;
+            mobility.stream = None;
             step.forwarding.unplug(index);
-        } else if let Some(mobility) = allocation.mobility.as_deref_mut() {
+        } else {
             mobility.candidate = None;
+        }
+    }
+
+    /// As [`TurnService::forget_stream`], for a stream of another shard. One that an allocation has left, or not reached, ends
+    /// nothing.
+    pub fn handle_guest_stream_ended(
+        &mut self,
+        step: &mut Step<'_>,
+        socket: SocketIndex,
+        client: ClientAddr,
+        stream: StreamSerial,
+    ) {
+        let Some(index) = step.forwarding.allocation_of(socket, client) else {
+            return;
+        };
+        let Some(allocation) = self.allocations.get(index) else {
+            return;
+        };
+        let is_active = (allocation.socket, allocation.client) == (socket, client);
+        let mobility = allocation.mobility.as_deref();
+        let serial = mobility.and_then(|mobility| match mobility.candidate {
+            Some(candidate) if !is_active => candidate.stream,
+            _ => mobility.stream,
+        });
+        if serial == Some(stream) {
+            self.forget_stream(step, index, socket, client);
         }
     }
 
@@ -278,6 +321,7 @@ impl TurnService {
             socket: allocation.socket,
             client: allocation.client,
             home,
+            stream: None,
         };
         self.forget(step, index, active);
         if let Some(candidate) = allocation.mobility.as_ref().and_then(|m| m.candidate) {

@@ -46,7 +46,7 @@ pub(crate) use self::port_pool::port_owner;
 use self::reservation::{Loans, Seal};
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{ForwardingTable, RelayLimits, SocketIndex};
-use crate::lobby::{Outbox, TimerKey};
+use crate::lobby::{Outbox, StreamSerial, TimerKey};
 use crate::nonce::NonceKeys;
 use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
@@ -167,6 +167,8 @@ pub(crate) struct Step<'a> {
     pub sealer: &'a Sealer,
     /// The shard that got what is being served.
     pub home: u16,
+    /// The stream there that it came by, if it did.
+    pub by_stream: Option<StreamSerial>,
 }
 
 /// An error answer.

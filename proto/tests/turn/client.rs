@@ -18,6 +18,12 @@ use waypost_proto::wire::stun::{
 };
 
 pub const MAIN: SocketIndex = SocketIndex(0);
+
+/// The listener of a shard's streams.
+pub const fn stream_of(shard: u16) -> SocketIndex {
+    SocketIndex(2 + shard)
+}
+
 pub const REALM: &str = "example";
 pub const RELAY_V4: &str = "198.41.0.4";
 pub const RELAY_V6: &str = "2600::4";
@@ -90,7 +96,10 @@ impl Server {
         let config = ShardConfig {
             index,
             count,
-            sockets: vec![SocketRole::Main, SocketRole::Probe],
+            sockets: [SocketRole::Main, SocketRole::Probe]
+                .into_iter()
+                .chain((0..count).map(|shard| SocketRole::Stream { shard }))
+                .collect(),
             discovery: Vec::new(),
             lobby: LobbyConfig {
                 sessions_max: 16,
@@ -264,6 +273,8 @@ pub type Fill<'a> = &'a dyn Fn(&mut MessageWriter<'_>);
 #[derive(Clone, Debug)]
 pub struct Client {
     pub addr: Addr,
+    /// The listener that it speaks to.
+    pub socket: SocketIndex,
     pub username: String,
     pub password: String,
     pub scheme: Scheme,
@@ -279,6 +290,7 @@ impl Client {
     pub fn new(at: &str, username: &str, password: &str) -> Self {
         Self {
             addr: addr(at),
+            socket: MAIN,
             username: username.to_owned(),
             password: password.to_owned(),
             scheme: Scheme::Md5,
@@ -343,9 +355,9 @@ impl Client {
     /// Sends and takes the answer, whose integrity must be right if it has one; errors but 401, 438, 400 and 403 must.
     pub fn ask(&self, server: &mut Server, request: &[u8]) -> Answer {
         server.sent.clear();
-        server.deliver(MAIN, self.addr, request);
+        server.deliver(self.socket, self.addr, request);
         let (socket, to, bytes) = server.take_one();
-        assert_eq!((socket, to), (MAIN, self.addr));
+        assert_eq!((socket, to), (self.socket, self.addr));
         let answer = Answer { bytes };
         let sent = Message::parse(request).expect("a request is STUN");
         assert_eq!(answer.message().transaction_id(), sent.transaction_id());
@@ -361,6 +373,30 @@ impl Client {
             assert!([400, 401, 403, 438].contains(&answer.code()));
         }
         answer
+    }
+
+    /// The same client on a stream to a shard.
+    pub fn on_stream(self, shard: u16) -> Self {
+        Self {
+            socket: stream_of(shard),
+            ..self
+        }
+    }
+
+    /// Connects, if it is one of streams.
+    pub fn connect(&self, server: &mut Server) {
+        server
+            .shard
+            .handle_stream_opened(self.socket, ClientAddr(self.addr));
+    }
+
+    /// Its stream ends.
+    pub fn disconnect(&self, server: &mut Server) {
+        let source = ClientAddr(self.addr);
+        server
+            .shard
+            .handle_stream_closed(server.now, self.socket, source);
+        server.settle();
     }
 
     /// Gets a nonce.
@@ -434,7 +470,7 @@ impl Client {
     pub fn send(&mut self, server: &mut Server, peer: Addr, data: &[u8]) -> Verdict {
         server.sent.clear();
         let bytes = self.send_indication(peer, data);
-        server.deliver(MAIN, self.addr, &bytes)
+        server.deliver(self.socket, self.addr, &bytes)
     }
 
     /// Sends data on a channel.
@@ -443,6 +479,6 @@ impl Client {
         let number = ChannelNumber::new(number).expect("a channel number");
         let mut bytes = channel_data::header(number, data.len()).to_vec();
         bytes.extend_from_slice(data);
-        server.deliver(MAIN, self.addr, &bytes)
+        server.deliver(self.socket, self.addr, &bytes)
     }
 }

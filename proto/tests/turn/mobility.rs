@@ -1,13 +1,13 @@
 //! Mobility (RFC 8016): an allocation follows its client to another five-tuple, also to one that another shard gets.
 
-use waypost_proto::addr::Addr;
+use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::lobby::Mail;
 use waypost_proto::shard::Verdict;
 use waypost_proto::stats::Counter;
 use waypost_proto::turn::TurnConfig;
-use waypost_proto::wire::stun::{attr, method};
+use waypost_proto::wire::stun::{Class, MessageWriter, attr, method};
 
-use crate::client::{Answer, Client, MAIN, Server, addr, config};
+use crate::client::{Answer, Client, Server, addr, config};
 
 const HERE: &str = "198.41.9.9:4000";
 const THERE: &str = "198.41.7.7:5000";
@@ -234,11 +234,16 @@ impl Pair {
     }
 
     /// A datagram comes to a shard; what either sends because of it.
-    fn deliver(&mut self, shard: usize, from: Addr, bytes: &[u8]) -> Vec<(usize, Addr, Vec<u8>)> {
+    fn deliver(
+        &mut self,
+        shard: usize,
+        from: &Client,
+        bytes: &[u8],
+    ) -> Vec<(usize, Addr, Vec<u8>)> {
         self.shards
             .iter_mut()
             .for_each(|server| server.sent.clear());
-        self.shards[shard].deliver(MAIN, from, bytes);
+        self.shards[shard].deliver(from.socket, from.addr, bytes);
         self.settle();
         let sent = |(at, server): (usize, &mut Server)| {
             server.shard.handle_timeout(server.now);
@@ -255,7 +260,7 @@ impl Pair {
     }
 
     fn ask(&mut self, shard: usize, client: &Client, request: &[u8]) -> (usize, Answer) {
-        let mut sent = self.deliver(shard, client.addr, request);
+        let mut sent = self.deliver(shard, client, request);
         assert_eq!(sent.len(), 1);
         let (at, to, bytes) = sent.remove(0);
         assert_eq!(to, client.addr);
@@ -287,17 +292,17 @@ fn a_client_moves_to_another_shard_and_back() {
     assert_eq!(pair.ask(1, &moved, &request).1.bytes, answer.bytes);
     // Data goes the detour and leaves by the relay socket.
     let data = b"\x40\x00\x00\x05hello\0\0\0".to_vec();
-    let sent = pair.deliver(1, moved.addr, &data);
+    let sent = pair.deliver(1, &moved, &data);
     assert_eq!(sent, [(0, addr(PEER), b"hello".to_vec())]);
     assert_eq!(pair.shards[1].count(Counter::GuestPackets), 2);
     assert_eq!(receiver(&mut pair.shards[0], relayed), addr(THERE));
     let indication = moved.send_indication(addr(PEER), b"hi");
     assert_eq!(
-        pair.deliver(1, moved.addr, &indication),
+        pair.deliver(1, &moved, &indication),
         [(0, addr(PEER), b"hi".to_vec())]
     );
     assert_eq!(
-        pair.deliver(0, client.addr, &data),
+        pair.deliver(0, &client, &data),
         [],
         "the old five-tuple is nobody's"
     );
@@ -316,7 +321,7 @@ fn a_client_moves_to_another_shard_and_back() {
     show(&mut client, &mut pair.shards[0], &ticket).ok();
     client.refresh(&mut pair.shards[0], 600).ok();
     pair.settle();
-    assert_eq!(pair.deliver(1, moved.addr, &data), []);
+    assert_eq!(pair.deliver(1, &moved, &data), []);
     assert_eq!(pair.shards[1].count(Counter::DropNoFlow), 1);
     moved.allocate(&mut pair.shards[1]);
     assert_eq!(receiver(&mut pair.shards[0], relayed), addr(HERE));
@@ -369,4 +374,167 @@ fn guests_end_with_their_allocation() {
         show(&mut Client::ann(THERE), &mut lone, &theirs).code(),
         437
     );
+}
+
+fn refresh_with(client: &mut Client, ticket: &[u8]) -> Vec<u8> {
+    client.signed(method::REFRESH, &|w| {
+        w.attribute(attr::MOBILITY_TICKET, ticket);
+    })
+}
+
+const DATA: &[u8] = b"\x40\x00\x00\x05hello\0\0\0";
+
+// A stream is a five-tuple like any other: the allocation outlives it, is moved by its ticket, and belongs to no later stream
+// between the same addresses.
+#[test]
+fn an_allocation_outlives_its_stream() {
+    for to_stream in [false, true] {
+        let mut server = Server::new();
+        let mut client = Client::ann(HERE).on_stream(0);
+        client.connect(&mut server);
+        let (relayed, ticket) = allocate_mobile(&mut client, &mut server);
+        client.bind(&mut server, 0x4000, addr(PEER)).ok();
+        client.disconnect(&mut server);
+        assert_eq!(server.allocations(), 1);
+        assert_ne!(receiver(&mut server, relayed), addr(HERE), "nobody");
+        // Somebody else of the same address and port.
+        let mut next = Client::ann(HERE).on_stream(0);
+        next.connect(&mut server);
+        let no_flow = Verdict::Drop(Counter::DropNoFlow);
+        assert_eq!(next.channel(&mut server, 0x4000, b"x"), no_flow);
+        assert_eq!(next.send(&mut server, addr(PEER), b"x"), no_flow);
+        assert_eq!(next.refresh(&mut server, 600).code(), 437);
+        let own = next.allocate(&mut server);
+        assert_ne!(own, relayed);
+        next.disconnect(&mut server);
+        assert_eq!(server.allocations(), 1, "one that is not mobile ends");
+        let mut moved = Client::ann(THERE);
+        if to_stream {
+            moved = Client::ann(HERE).on_stream(0);
+            moved.connect(&mut server);
+        }
+        let ticket = ticket_in(&show(&mut moved, &mut server, &ticket).ok());
+        moved.permit(&mut server, &[addr(PEER)]).ok();
+        server.advance_secs(0);
+        assert_eq!(receiver(&mut server, relayed), moved.addr);
+        // A place that ends before the client was there ends nothing.
+        let mut third = Client::ann("198.41.6.6:6000").on_stream(0);
+        third.connect(&mut server);
+        let ticket = ticket_in(&show(&mut third, &mut server, &ticket).ok());
+        third.disconnect(&mut server);
+        assert_eq!(receiver(&mut server, relayed), moved.addr);
+        third.connect(&mut server);
+        assert_eq!(third.refresh(&mut server, 600).code(), 437);
+        show(&mut third, &mut server, &ticket).ok();
+        third.refresh(&mut server, 0).ok();
+        assert_eq!((server.allocations(), server.open.len()), (0, 0));
+    }
+}
+
+// The same for a stream of another shard.
+#[test]
+fn a_guest_ends_with_its_stream() {
+    let mut pair = Pair::new();
+    let mut client = Client::ann(HERE);
+    let (relayed, ticket) = allocate_mobile(&mut client, &mut pair.shards[0]);
+    client.bind(&mut pair.shards[0], 0x4000, addr(PEER)).ok();
+    let mut moved = Client::ann(THERE).on_stream(1);
+    moved.connect(&mut pair.shards[1]);
+    moved.learn_nonce(&mut pair.shards[1]);
+    let request = refresh_with(&mut moved, &ticket);
+    let (at, answer) = pair.ask(1, &moved, &request);
+    let ticket = ticket_in(&answer.ok());
+    assert_eq!(at, 1);
+    let peer = addr(PEER);
+    assert_eq!(
+        pair.deliver(1, &moved, DATA),
+        [(0, peer, b"hello".to_vec())]
+    );
+    pair.shards[0].peer_sends(peer, relayed, b"x");
+    let (socket, to, _) = pair.shards[0].take_one();
+    assert_eq!((socket, to), (moved.socket, moved.addr));
+    // The stream ends, and a stranger has the next one between the same addresses.
+    moved.disconnect(&mut pair.shards[1]);
+    pair.settle();
+    assert_eq!(pair.shards[0].allocations(), 1);
+    assert_ne!(receiver(&mut pair.shards[0], relayed), addr(THERE));
+    moved.connect(&mut pair.shards[1]);
+    let source = ClientAddr(moved.addr);
+    assert!(!pair.shards[1].shard.serves(moved.socket, source));
+    assert_eq!(pair.deliver(1, &moved, DATA), []);
+    let request = moved.signed(method::REFRESH, &|_| ());
+    let (at, refused) = pair.ask(1, &moved, &request);
+    assert_eq!((at, refused.code()), (1, 437));
+    // Who has the ticket moves on, to the very same place, and is found there by a request alone.
+    let request = refresh_with(&mut moved, &ticket);
+    let ticket = ticket_in(&pair.ask(1, &moved, &request).1.ok());
+    let request = moved.signed(method::CREATE_PERMISSION, &|w| {
+        w.xor_addr(attr::XOR_PEER_ADDRESS, addr("8.8.4.4:1"));
+    });
+    pair.ask(1, &moved, &request).1.ok();
+    pair.settle();
+    assert_eq!(receiver(&mut pair.shards[0], relayed), addr(THERE));
+    assert_eq!(
+        pair.deliver(1, &moved, DATA),
+        [(0, peer, b"hello".to_vec())]
+    );
+    // It moves to a stream that ends while the answer is under way.
+    let mut last = Client::ann("198.41.6.6:6000").on_stream(1);
+    last.connect(&mut pair.shards[1]);
+    last.learn_nonce(&mut pair.shards[1]);
+    let request = refresh_with(&mut last, &ticket);
+    pair.shards[1].sent.clear();
+    pair.shards[1].deliver(last.socket, last.addr, &request);
+    last.disconnect(&mut pair.shards[1]);
+    last.connect(&mut pair.shards[1]);
+    pair.settle();
+    assert!(
+        pair.shards[1].sent.is_empty(),
+        "the next stream gets no answer"
+    );
+    let source = ClientAddr(last.addr);
+    assert!(!pair.shards[1].shard.serves(last.socket, source));
+    let request = last.signed(method::REFRESH, &|_| ());
+    assert_eq!(pair.ask(1, &last, &request).1.code(), 437);
+    assert_eq!(receiver(&mut pair.shards[0], relayed), addr(THERE));
+    let request = moved.signed(method::REFRESH, &|w| {
+        w.u32(attr::LIFETIME, 0);
+    });
+    pair.ask(1, &moved, &request).1.ok();
+    pair.settle();
+    assert_eq!(pair.shards[0].allocations(), 0);
+    assert!(!pair.shards[1].shard.serves(moved.socket, source));
+}
+
+// RFC 8656 section 14, for a client whose data takes the detour.
+#[test]
+fn a_guest_may_forbid_fragments() {
+    let mut pair = Pair::new();
+    let mut client = Client::ann(HERE);
+    let (_, ticket) = allocate_mobile(&mut client, &mut pair.shards[0]);
+    client.permit(&mut pair.shards[0], &[addr(PEER)]).ok();
+    let mut moved = Client::ann(THERE);
+    moved.learn_nonce(&mut pair.shards[1]);
+    let request = refresh_with(&mut moved, &ticket);
+    pair.ask(1, &moved, &request).1.ok();
+    for asked in [true, false] {
+        let mut indication = Vec::new();
+        let id = moved.id();
+        let mut writer = MessageWriter::new(&mut indication, method::SEND, Class::Indication, id);
+        if asked {
+            writer.attribute(attr::DONT_FRAGMENT, &[]);
+        }
+        writer
+            .xor_addr(attr::XOR_PEER_ADDRESS, addr(PEER))
+            .attribute(attr::DATA, b"x")
+            .finish();
+        pair.shards[1].deliver(moved.socket, moved.addr, &indication);
+        let (to, mail) = pair.shards[1].mail.pop().expect("it is passed on");
+        let owner = &mut pair.shards[usize::from(to)];
+        owner.shard.handle_mail(owner.now, mail);
+        let transmits = &owner.shard.outbox().transmits;
+        let told: Vec<_> = transmits.iter().map(|t| (t.to, t.dont_fragment)).collect();
+        assert_eq!(told, [(addr(PEER), asked)]);
+        owner.settle();
+    }
 }

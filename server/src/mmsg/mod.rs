@@ -122,6 +122,14 @@ impl Mmsg {
         }
     }
 
+    fn stage_whole(&mut self, socket: SocketId, to: SocketAddr, at: *const u8, len: u32) {
+        if self.sockets.is_live(socket) {
+            self.staged.push_whole(socket, WireAddr::from(to), at, len);
+        } else {
+            self.stats.stale_sends += 1;
+        }
+    }
+
     /// Writes a header before a received payload, and makes room for it among what is staged.
     fn reframe(&mut self, buf: RecvBuf, strip: usize, header: &[u8]) -> (*const u8, u32) {
         self.make_room();
@@ -269,17 +277,19 @@ impl PacketIo for Mmsg {
         to: SocketAddr,
     ) {
         let (at, len) = self.reframe(buf, strip, header);
-        if self.sockets.is_live(socket) {
-            self.staged.push_whole(socket, WireAddr::from(to), at, len);
-        } else {
-            self.stats.stale_sends += 1;
-        }
+        self.stage_whole(socket, to, at, len);
     }
 
     fn send(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
         self.make_room();
         let at = self.arena.alloc_slice_copy(bytes).as_ptr();
         self.stage(socket, to, at, bytes.len() as u32);
+    }
+
+    fn send_whole(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
+        self.make_room();
+        let at = self.arena.alloc_slice_copy(bytes).as_ptr();
+        self.stage_whole(socket, to, at, bytes.len() as u32);
     }
 
     fn doorbell(&self) -> Doorbell {

@@ -212,6 +212,15 @@ impl Ring {
         }
     }
 
+    fn stage_whole(&mut self, socket: SocketId, to: SocketAddr, at: *const u8, len: u32) {
+        let state = &mut self.state;
+        if state.sockets.is_live(socket) {
+            state.staged.push_whole(socket, WireAddr::from(to), at, len);
+        } else {
+            state.stats.stale_sends += 1;
+        }
+    }
+
     /// Writes a header before a received payload, and makes room for it among what is staged.
     #[inline]
     fn reframe(&mut self, buf: RecvBuf, strip: usize, header: &[u8]) -> Option<(*const u8, u32)> {
@@ -578,14 +587,8 @@ impl PacketIo for Ring {
         socket: SocketId,
         to: SocketAddr,
     ) {
-        let Some((at, len)) = self.reframe(buf, strip, header) else {
-            return;
-        };
-        let state = &mut self.state;
-        if state.sockets.is_live(socket) {
-            state.staged.push_whole(socket, WireAddr::from(to), at, len);
-        } else {
-            state.stats.stale_sends += 1;
+        if let Some((at, len)) = self.reframe(buf, strip, header) {
+            self.stage_whole(socket, to, at, len);
         }
     }
 
@@ -593,6 +596,13 @@ impl PacketIo for Ring {
         if self.make_room() {
             let at = self.arena.alloc_slice_copy(bytes).as_ptr();
             self.stage(socket, to, at, bytes.len() as u32);
+        }
+    }
+
+    fn send_whole(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
+        if self.make_room() {
+            let at = self.arena.alloc_slice_copy(bytes).as_ptr();
+            self.stage_whole(socket, to, at, bytes.len() as u32);
         }
     }
 

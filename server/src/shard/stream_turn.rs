@@ -70,8 +70,12 @@ impl<P: StreamIo> EventLoop<P> {
             let (egress, to) = (packet.route.egress, packet.route.to);
             match self.sockets.id(egress) {
                 Some(id) => {
-                    let datagram = staged.datagram(packet);
-                    self.io.send(id, to.to_socket_addr(), datagram);
+                    let (to, datagram) = (to.to_socket_addr(), staged.datagram(packet));
+                    if packet.dont_fragment {
+                        self.io.send_whole(id, to, datagram);
+                    } else {
+                        self.io.send(id, to, datagram);
+                    }
                 }
                 None => self.relay_to_stream(now, egress, to, staged.frame(packet)),
             }

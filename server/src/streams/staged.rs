@@ -12,6 +12,8 @@ const DATAGRAM_MAX: usize = 65_507;
 pub struct StagedPacket {
     /// Where it leaves.
     pub route: Route,
+    /// Whether to drop it rather than to send it in fragments.
+    pub dont_fragment: bool,
     start: usize,
     end: usize,
 }
@@ -37,8 +39,12 @@ impl Staged {
         self.bytes.extend_from_slice(payload);
         let end = start + len;
         self.bytes.resize(end + padding(len), 0);
-        let route = forward.route;
-        self.packets.push(StagedPacket { route, start, end });
+        self.packets.push(StagedPacket {
+            route: forward.route,
+            dont_fragment: forward.dont_fragment,
+            start,
+            end,
+        });
         true
     }
 
