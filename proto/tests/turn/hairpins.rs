@@ -11,7 +11,7 @@ use waypost_proto::turn::{RelayIp, TurnConfig};
 use waypost_proto::wire::channel_data;
 use waypost_proto::wire::stun::{Message, attr, method};
 
-use crate::client::{Client, MAIN, Server, config, ip};
+use crate::client::{Answer, Client, MAIN, Server, config, ip};
 use crate::world::World;
 
 const NO_PERMISSION: Verdict = Verdict::Drop(Counter::DropNoPermission);
@@ -443,4 +443,90 @@ fn partners_are_charged_by_each_shard() {
             .count()
     };
     assert_eq!((passed(&mut clients[0]), passed(&mut third)), (25, 1));
+}
+
+/// Moves a client (RFC 8016) by its ticket, and shows that it is there. Returns the ticket for the next move.
+fn move_to(moved: &mut Client, server: &mut Server, ticket: &[u8]) -> Vec<u8> {
+    let answer = moved.request(server, method::REFRESH, &|w| {
+        w.attribute(attr::MOBILITY_TICKET, ticket);
+    });
+    moved.refresh(server, 600).ok();
+    ticket_in(&answer.ok())
+}
+
+fn ticket_in(answer: &Answer) -> Vec<u8> {
+    let message = answer.message();
+    message.find(attr::MOBILITY_TICKET).expect("one").to_vec()
+}
+
+// RFC 8016 beside hairpins: whoever sends directly sends to where the client is now, and to a stream nobody sends directly.
+#[test]
+fn a_hairpin_follows_its_client() {
+    for receiver_shard in [0, 1] {
+        let mut world = World::new();
+        let mut one = client(1);
+        let from = one.allocate(&mut world.shards[0]);
+        let mut two = client(2);
+        let answer = two.allocate_with(&mut world.shards[receiver_shard], &|w| {
+            w.attribute(attr::MOBILITY_TICKET, &[]);
+        });
+        let answer = answer.ok();
+        let (to, ticket) = (answer.relayed()[0], ticket_in(&answer));
+        one.permit(&mut world.shards[0], &[to]).ok();
+        two.permit(&mut world.shards[receiver_shard], &[from]).ok();
+        let receiver = |world: &mut World, one: &mut Client| {
+            let verdict = world.send(one, to, b"x");
+            (is_composed(verdict), world.shards[0].take_one().1)
+        };
+        world.send(&mut one, to, b"x");
+        assert_eq!(receiver(&mut world, &mut one), (true, two.addr));
+        let mut moved = client(3);
+        let ticket = move_to(&mut moved, &mut world.shards[receiver_shard], &ticket);
+        world.settle();
+        assert_eq!(receiver(&mut world, &mut one), (true, moved.addr));
+        let mut by_stream = client(4).on_stream(receiver_shard as u16);
+        by_stream.connect(&mut world.shards[receiver_shard]);
+        let ticket = move_to(&mut by_stream, &mut world.shards[receiver_shard], &ticket);
+        world.settle();
+        for _ in 0..3 {
+            assert_eq!(receiver(&mut world, &mut one), (false, to), "by the kernel");
+            world.advance_secs(1);
+        }
+        world.shards[receiver_shard].sent.clear();
+        world.shards[receiver_shard].peer_sends(from, to, b"x");
+        let (socket, at, _) = world.shards[receiver_shard].take_one();
+        assert_eq!((socket, at), (by_stream.socket, by_stream.addr));
+        // And back.
+        let mut back = client(5);
+        move_to(&mut back, &mut world.shards[receiver_shard], &ticket);
+        world.settle();
+        world.send(&mut one, to, b"x");
+        assert_eq!(receiver(&mut world, &mut one), (true, back.addr));
+    }
+}
+
+// One datagram cannot reach both ends of a pair of which one has a stream: its data takes both relay sockets, either way.
+#[test]
+fn streams_are_at_no_end_of_a_hairpin() {
+    let mut server = Server::new();
+    let mut clients = [client(1), client(2).on_stream(0)];
+    clients[1].connect(&mut server);
+    let relayed = [0, 1].map(|i| clients[i].allocate(&mut server));
+    for (i, peer) in [(0, relayed[1]), (1, relayed[0])] {
+        clients[i].bind(&mut server, 0x4000, peer).ok();
+    }
+    for (from, to) in [(0, 1), (1, 0)] {
+        assert!(is_relayed(clients[from].channel(
+            &mut server,
+            0x4000,
+            b"data"
+        )));
+        let (socket, at, payload) = server.take_one();
+        assert_eq!((server.open[&socket.0], at), (relayed[from], relayed[to]));
+        server.peer_sends(relayed[from], relayed[to], &payload);
+        let (socket, at, bytes) = server.take_one();
+        assert_eq!((socket, at), (clients[to].socket, clients[to].addr));
+        assert_eq!(opened(&bytes), (Some(0x4000), None, b"data".to_vec()));
+    }
+    assert_eq!(server.count(Counter::HairpinPackets), 0);
 }
