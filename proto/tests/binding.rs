@@ -16,6 +16,8 @@ use waypost_proto::wire::stun::{
     Class, Message, MessageWriter, TransactionId, attr, decode_plain_addr, method,
 };
 
+/// The listener of streams.
+const STREAM: u16 = 8;
 const CLIENT: &str = "198.41.9.9:4000";
 const CLIENT_V6: &str = "[2600::9]:4000";
 
@@ -59,7 +61,11 @@ impl Server {
         let config = ShardConfig {
             index: 0,
             count: 1,
-            sockets: [SocketRole::Main, SocketRole::Probe].repeat(4),
+            sockets: {
+                let mut sockets = [SocketRole::Main, SocketRole::Probe].repeat(4);
+                sockets.push(SocketRole::Stream { shard: 0 });
+                sockets
+            },
             discovery: groups.filter(|_| has_alternate).collect(),
             lobby: LobbyConfig::default(),
             turn: TurnConfig {
@@ -241,6 +247,34 @@ fn change_request_is_answered_from_the_other_socket() {
         w.attribute(attr::CHANGE_REQUEST, &[6]);
     });
     assert_eq!(code(&server.ask(0, CLIENT, &malformed)), 400);
+}
+
+// RFC 5780 section 6: an answer leaves by the connection that the request came on, and there is no other to change to.
+#[test]
+fn on_a_stream_nothing_can_be_changed() {
+    for has_alternate in [false, true] {
+        let mut server = Server::new(has_alternate, 0);
+        for from in [CLIENT, CLIENT_V6] {
+            let source = ClientAddr(addr(from));
+            server
+                .shard
+                .handle_stream_opened(SocketIndex(STREAM), source);
+            let plain = server.ask(STREAM, from, &request(&|_| ()));
+            assert_eq!((plain.0.0, plain.1), (STREAM, addr(from)));
+            assert_eq!(kinds(&plain.2), [attr::XOR_MAPPED_ADDRESS]);
+            for kind in [attr::CHANGE_REQUEST, attr::RESPONSE_PORT, attr::PADDING] {
+                let wish = request(&|w| {
+                    w.attribute(kind, &[0x1f, 0x90, 0, 6]);
+                });
+                let answer = server.ask(STREAM, from, &wish);
+                assert_eq!((answer.0.0, answer.1), (STREAM, addr(from)));
+                assert_eq!(code(&answer), 420);
+                let message = Message::parse(&answer.2).expect("STUN");
+                let unknown = message.find(attr::UNKNOWN_ATTRIBUTES);
+                assert_eq!(unknown, Some(&kind.to_be_bytes()[..]));
+            }
+        }
+    }
 }
 
 // RFC 5780 sections 7.5 and 10: the same host's other port; never with PADDING; not a service that did not ask.
