@@ -206,6 +206,26 @@ mod tests {
     }
 
     #[test]
+    fn a_truncation_is_no_message_and_a_flip_no_more_than_its_bytes() {
+        for vector in crate::wire::stun::tests::vectors() {
+            for len in 0..vector.len() {
+                assert_eq!(cut(&[&vector[..len]], false), (Vec::new(), Ok(())));
+            }
+            for bit in 0..vector.len() * 8 {
+                let mut flipped = vector.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                let (messages, outcome) = cut(&[&flipped], false);
+                let taken: usize = messages.iter().map(Vec::len).sum();
+                assert!(taken <= flipped.len(), "bit {bit}");
+                // Beyond the first four bytes, which say what it is and how long, it is a message like before.
+                if bit >= 32 {
+                    assert_eq!((messages, outcome), (vec![flipped], Ok(())), "bit {bit}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn stun_of_an_odd_length_ends_the_stream() {
         for len in 1..4 {
             assert_eq!(cut(&[&[0, 1, 0, len]], false).1, Err(BadFrame));

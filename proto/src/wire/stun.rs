@@ -393,4 +393,4 @@ fn decode_masked_addr(value: &[u8], mask: [u8; 16]) -> Option<Addr> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

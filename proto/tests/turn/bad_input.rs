@@ -3,7 +3,7 @@
 
 use waypost_proto::shard::Verdict;
 use waypost_proto::stats::Counter;
-use waypost_proto::wire::stun::{Message, attr, method};
+use waypost_proto::wire::stun::{Class, Message, MessageWriter, attr, method};
 
 use crate::client::{Client, MAIN, Scheme, Server, addr};
 
@@ -29,24 +29,33 @@ fn messages(client: &mut Client) -> Vec<Vec<u8>> {
 
 #[test]
 fn truncations_and_flips_change_nothing() {
-    for scheme in [Scheme::Md5, Scheme::Sha256] {
+    for (scheme, is_stream) in [
+        (Scheme::Md5, false),
+        (Scheme::Sha256, false),
+        (Scheme::Md5, true),
+        (Scheme::Sha256, true),
+    ] {
         let mut server = Server::new();
         let mut client = Client::ann("198.41.9.9:4000");
+        if is_stream {
+            client = client.on_stream(0);
+            client.connect(&mut server);
+        }
         client.scheme = scheme;
         let relayed = client.allocate(&mut server);
         let known = addr("8.8.8.8:9");
         client.bind(&mut server, 0x4000, known).ok();
         for message in messages(&mut client) {
             for len in 0..message.len() {
-                server.deliver(MAIN, client.addr, &message[..len]);
+                server.deliver(client.socket, client.addr, &message[..len]);
             }
             for bit in 0..message.len() * 8 {
                 let mut flipped = message.clone();
                 flipped[bit / 8] ^= 1 << (bit % 8);
                 server.sent.clear();
-                server.deliver(MAIN, client.addr, &flipped);
-                for (_, to, bytes) in &server.sent {
-                    assert_eq!(*to, client.addr);
+                server.deliver(client.socket, client.addr, &flipped);
+                for (socket, to, bytes) in &server.sent {
+                    assert_eq!((*socket, *to), (client.socket, client.addr));
                     assert_eq!(bytes[0] & 0xfe, 0, "no data to anybody");
                     let is_binding = Message::parse(bytes)
                         .is_ok_and(|answer| answer.method() == method::BINDING);
@@ -142,4 +151,51 @@ fn what_is_never_answered() {
         server.deliver(MAIN, client.addr, &message);
     }
     assert!(server.sent.is_empty(), "{:?}", server.sent);
+}
+
+// RFC 8489 sections 5 and 14, RFC 8656 section 7.2: of an attribute that may come once the first counts, so what is behind it
+// neither adds anything nor gets around a check.
+#[test]
+fn the_first_of_several_counts() {
+    let mut server = Server::new();
+    let mut client = Client::ann("198.41.9.9:4000");
+    let [allowed, denied] = [addr("8.8.8.8:9"), addr("10.0.0.1:9")];
+    let twice = |kind: u16, first: &'static [u8], second: &'static [u8]| {
+        move |w: &mut MessageWriter<'_>| {
+            w.attribute(kind, first).attribute(kind, second);
+        }
+    };
+    let transport = twice(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0], &[6, 0, 0, 0]);
+    let answer = client.request(&mut server, method::ALLOCATE, &|w| {
+        transport(w);
+        twice(attr::LIFETIME, &[0, 0, 3, 0], &[0, 0, 2, 0x80])(w);
+    });
+    assert_eq!(answer.ok().u32(attr::LIFETIME), Some(768));
+    let refused = Client::ann("198.41.9.9:4001").request(&mut server, method::ALLOCATE, &|w| {
+        twice(attr::REQUESTED_TRANSPORT, &[6, 0, 0, 0], &[17, 0, 0, 0])(w);
+    });
+    assert_eq!(refused.code(), 442);
+    for (first, second, code) in [(allowed, denied, 0), (denied, allowed, 403)] {
+        let bound = client.request(&mut server, method::CHANNEL_BIND, &|w| {
+            twice(attr::CHANNEL_NUMBER, &[0x40, 0, 0, 0], &[0x40, 1, 0, 0])(w);
+            w.xor_addr(attr::XOR_PEER_ADDRESS, first)
+                .xor_addr(attr::XOR_PEER_ADDRESS, second);
+        });
+        assert_eq!(bound.code(), code);
+        let mut indication = Vec::new();
+        let id = client.id();
+        MessageWriter::new(&mut indication, method::SEND, Class::Indication, id)
+            .xor_addr(attr::XOR_PEER_ADDRESS, first)
+            .xor_addr(attr::XOR_PEER_ADDRESS, second)
+            .attribute(attr::DATA, b"first")
+            .attribute(attr::DATA, b"second")
+            .finish();
+        server.sent.clear();
+        server.deliver(MAIN, client.addr, &indication);
+        let sent = server.sent.iter().map(|(_, to, data)| (*to, &data[..]));
+        let expected = (code == 0).then_some((allowed, &b"first"[..]));
+        assert!(sent.eq(expected), "{:?}", server.sent);
+    }
+    let unbound = client.channel(&mut server, 0x4001, b"x");
+    assert_eq!(unbound, Verdict::Drop(Counter::DropNoRoute));
 }

@@ -11,8 +11,12 @@ use waypost_proto::wire::stun::{AttributeWriter, attr, method};
 
 use crate::client::{Client, Server, addr, config};
 
-fn dual(server: &mut Server) -> Client {
+fn dual(server: &mut Server, is_stream: bool) -> Client {
     let mut client = Client::ann("198.41.9.9:4000");
+    if is_stream {
+        client = client.on_stream(0);
+        client.connect(server);
+    }
     client
         .allocate_with(server, &|w| {
             w.attribute(attr::ADDITIONAL_ADDRESS_FAMILY, &[2, 0, 0, 0]);
@@ -34,8 +38,14 @@ fn six(ip: std::net::Ipv6Addr, port: u16, id: [u8; 12]) -> Vec<u8> {
 
 #[test]
 fn denied_ranges_in_six_encodings_on_three_paths() {
+    for is_stream in [false, true] {
+        denied_ranges(is_stream);
+    }
+}
+
+fn denied_ranges(is_stream: bool) {
     let mut server = Server::new();
-    let mut client = dual(&mut server);
+    let mut client = dual(&mut server, is_stream);
     let mut denied = 0;
     for range in DENIED_BY_DEFAULT {
         let (IpAddr::V4(first), IpAddr::V4(last)) = (range.first(), range.last()) else {
@@ -122,7 +132,7 @@ fn rules_of_the_operator() {
         },
         ..config()
     });
-    let mut client = dual(&mut server);
+    let mut client = dual(&mut server, false);
     for (text, code) in [
         ("10.1.2.3:1", 0),
         ("10.9.2.3:1", 403),

@@ -18,7 +18,7 @@ pub(crate) fn hex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-fn vectors() -> [Vec<u8>; 5] {
+pub(crate) fn vectors() -> [Vec<u8>; 5] {
     [
         include_str!("../../../testdata/stun/rfc5769-2.1-request.hex"),
         include_str!("../../../testdata/stun/rfc5769-2.2-ipv4-response.hex"),
