@@ -14,12 +14,13 @@ fn root() -> &'static Path {
 
 /// The file that a row's name stands for.
 fn file_of(short: &str) -> String {
-    match (short, short.strip_prefix("t/")) {
+    match (short, short.split_once('/')) {
         ("b", _) => "proto/tests/binding.rs".to_owned(),
         ("w", _) => "proto/src/wire/stun/tests.rs".to_owned(),
         ("s", _) => "server/tests/turn.rs".to_owned(),
-        (_, Some(name)) => format!("proto/tests/turn/{name}.rs"),
-        (path, None) => path.to_owned(),
+        (_, Some(("t", name))) => format!("proto/tests/turn/{name}.rs"),
+        (_, Some(("s", name))) => format!("server/tests/streams/{name}.rs"),
+        (path, _) => path.to_owned(),
     }
 }
 
