@@ -6,8 +6,8 @@
 #[path = "streams/identity.rs"]
 mod identity;
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::UdpSocket;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -134,6 +134,46 @@ fn it_answers_from_every_address_of_a_wildcard() {
         .unwrap();
     let port = wildcard.rsplit(':').next().unwrap();
     ask_binding(&format!("127.0.0.1:{port}"));
+}
+
+#[test]
+fn browsers_are_told_of_every_transport() {
+    let identity = identity::Identity::new();
+    let (cert, key) = (identity.cert(), identity.key());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_waypost-server"));
+    command
+        .env_clear()
+        .args(["--listen", "127.0.0.1:0", "--probe-port", "0"])
+        .args(["--admin", "127.0.0.1:0", "--shards", "1"])
+        .args(["--state-dir", env!("CARGO_TARGET_TMPDIR")])
+        .args(["--tls-listen", "127.0.0.1:0", "--tls-cert", &cert])
+        .args([
+            "--tls-key",
+            &key,
+            "--auth-secret",
+            "north-and-south-and-west",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let (_server, lines) = start(command);
+    let [udp, tcp, tls, admin] = ["udp", "tcp", "tls", "admin"].map(|kind| address(&lines, kind));
+    let mut door = TcpStream::connect(&admin).unwrap();
+    door.set_read_timeout(Some(HANG)).unwrap();
+    let request = format!(
+        "POST /v1/turn-credentials HTTP/1.1\r\nHost: {admin}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    door.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    door.read_to_string(&mut answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    let expected = serde_json::json!([
+        format!("turn:{udp}?transport=udp"),
+        format!("turn:{tcp}?transport=tcp"),
+        format!("turns:{tls}?transport=tcp"),
+    ]);
+    assert_eq!(body["iceServers"][0]["urls"], expected);
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! A client of streams, written from the wire formats: TCP or TLS, whole messages or a byte at a time.
+//! A client of streams, written from the wire formats: TCP or TLS, whole messages or a byte at a time; or of datagrams, for
+//! comparison.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,7 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 enum Wire {
     Tcp(TcpStream),
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Udp(UdpSocket),
 }
 
 /// One connection.
@@ -81,6 +83,14 @@ impl Stream {
         Self::over(Wire::Tls(Box::new(StreamOwned::new(session, socket))))
     }
 
+    /// No stream, but datagrams.
+    pub fn udp(at: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((at.ip(), 0)).unwrap();
+        socket.connect(at).unwrap();
+        socket.set_read_timeout(Some(HANG)).unwrap();
+        Self::over(Wire::Udp(socket))
+    }
+
     fn over(wire: Wire) -> Self {
         Self {
             wire,
@@ -94,17 +104,23 @@ impl Stream {
         match &self.wire {
             Wire::Tcp(socket) => socket,
             Wire::Tls(tls) => &tls.sock,
+            Wire::Udp(_) => panic!("it is no stream"),
         }
     }
 
     pub fn addr(&self) -> Addr {
-        Addr::new(self.socket().local_addr().unwrap())
+        let addr = match &self.wire {
+            Wire::Udp(socket) => socket.local_addr(),
+            _ => self.socket().local_addr(),
+        };
+        Addr::new(addr.unwrap())
     }
 
     pub fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         let wire: &mut dyn Write = match &mut self.wire {
             Wire::Tcp(socket) => socket,
             Wire::Tls(tls) => tls,
+            Wire::Udp(socket) => return socket.send(bytes).map(drop),
         };
         let piece = if self.is_bytewise {
             1
@@ -127,6 +143,14 @@ impl Stream {
         let read = match &mut self.wire {
             Wire::Tcp(socket) => socket.read(&mut buffer),
             Wire::Tls(tls) => tls.read(&mut buffer),
+            Wire::Udp(socket) => {
+                let read = socket.recv(&mut buffer);
+                if let Ok(len) = read {
+                    self.ready.push_back(buffer[..len].to_vec());
+                    return true;
+                }
+                read
+            }
         };
         match read {
             Ok(0) => false,

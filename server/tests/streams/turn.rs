@@ -206,6 +206,85 @@ fn two_streams_reach_each_other_through_their_relayed_addresses() {
     }
 }
 
+// RFC 8016: the allocation outlives its stream, on whichever shard the next one is.
+#[test]
+fn an_allocation_is_carried_from_stream_to_stream() {
+    for io in BACKENDS {
+        let identity = Identity::new();
+        let server = server(io, "2", &identity, &[]);
+        let (peer, peer_addr) = peer();
+        let mut client = TurnClient::new(connect(&server, &identity, false));
+        let mut bytes = client.request(method::ALLOCATE, &|w| {
+            w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+                .attribute(attr::MOBILITY_TICKET, &[]);
+        });
+        let answer = Message::parse(&bytes).unwrap();
+        let relayed = answer.find_xor_addr(attr::XOR_RELAYED_ADDRESS).unwrap();
+        let relayed = relayed.to_socket_addr();
+        client.bind(peer_addr);
+        for is_tls in [false, true].repeat(6) {
+            let ticket = Message::parse(&bytes).unwrap();
+            let ticket = ticket.find(attr::MOBILITY_TICKET).unwrap().to_vec();
+            // The last one ends before or after.
+            let before = client;
+            client = TurnClient::new(connect(&server, &identity, is_tls));
+            if is_tls {
+                drop(before);
+            }
+            bytes = client.request(method::REFRESH, &|w| {
+                w.attribute(attr::MOBILITY_TICKET, &ticket);
+            });
+            let mut buffer = [0; 64];
+            client.stream.send(&channel(0x400a, b"by the new stream"));
+            let (len, from) = peer.recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..len], from), (&b"by the new stream"[..], relayed));
+            // Data before this one may still have been for the stream before.
+            client.bind(peer_addr);
+            peer.send_to(b"welcome", relayed).unwrap();
+            let bytes = client.stream.receive();
+            assert_eq!(channel_data::parse(&bytes).unwrap().data, b"welcome");
+        }
+        client.request(method::REFRESH, &|w| {
+            w.u32(attr::LIFETIME, 0);
+        });
+        until_free(relayed);
+    }
+}
+
+#[test]
+fn a_stream_and_a_datagram_client_reach_each_other() {
+    for io in BACKENDS {
+        let identity = Identity::new();
+        let server = server(io, "2", &identity, &[]);
+        for is_tls in [false, true].repeat(3) {
+            let mut clients = [
+                TurnClient::new(connect(&server, &identity, is_tls)),
+                TurnClient::new(Stream::udp(server.main_addr())),
+            ];
+            let relayed = clients.each_mut().map(|c| Addr::new(c.allocate()));
+            clients[0].bind(relayed[1]);
+            clients[1].permit(relayed[0]);
+            for (from, to) in [(0, 1), (1, 0)].repeat(4) {
+                let data = b"from kind to kind";
+                if from == 0 {
+                    clients[from].stream.send(&channel(0x400a, data));
+                } else {
+                    clients[from].send_indication(relayed[to], data);
+                }
+                let bytes = clients[to].stream.receive();
+                match to {
+                    0 => assert_eq!(channel_data::parse(&bytes).unwrap().data, data),
+                    _ => {
+                        let message = Message::parse(&bytes).unwrap();
+                        assert_eq!(message.find(attr::DATA), Some(&data[..]));
+                    }
+                }
+            }
+        }
+        assert_eq!(server.metrics().total("waypost_hairpin_packets_total"), 0);
+    }
+}
+
 #[test]
 fn without_tcp_nobody_connects() {
     for io in BACKENDS {
