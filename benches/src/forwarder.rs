@@ -54,15 +54,21 @@ pub struct Forwarder {
     name: String,
     program: PathBuf,
     arguments: Vec<String>,
+    is_answered: bool,
 }
 
 impl Forwarder {
-    /// A forwarder that lies beside the running program.
+    /// A forwarder that lies beside the running program. If its flows are answered, each has a twin in the other direction.
     ///
     /// # Errors
     ///
     /// When the running program's path is unknown.
-    pub fn beside_us(name: &str, program: &str, arguments: &[&str]) -> io::Result<Self> {
+    pub fn beside_us(
+        name: &str,
+        program: &str,
+        arguments: &[&str],
+        is_answered: bool,
+    ) -> io::Result<Self> {
         Ok(Self {
             name: name.to_owned(),
             program: std::env::current_exe()?.with_file_name(program),
@@ -70,6 +76,7 @@ impl Forwarder {
                 .iter()
                 .map(|&argument| argument.to_owned())
                 .collect(),
+            is_answered,
         })
     }
 }
@@ -95,7 +102,11 @@ impl RelayServer for Forwarder {
                 ip: Ipv4Addr::new(127, side, high, low.wrapping_add(1)),
             }
         };
-        let ends: Vec<_> = (0..flows).map(|i| (end(1, 0, i), end(2, 1, i))).collect();
+        let mut ends: Vec<_> = (0..flows).map(|i| (end(1, 0, i), end(2, 1, i))).collect();
+        if self.is_answered {
+            let back: Vec<_> = ends.iter().map(|&(from, to)| (to, from)).collect();
+            ends.extend(back);
+        }
         let (mut input, output) = process.pipes()?;
         for (_, to) in &ends {
             writeln!(input, "{}", clients.address(*to))?;
@@ -115,6 +126,7 @@ impl RelayServer for Forwarder {
             arrives_at: to,
             arrives_from: at,
             arriving: Arriving::Behind(HEADER),
+            answered_by: (self.is_answered && i < flows).then(|| i + flows),
         };
         Ok(Running {
             process,

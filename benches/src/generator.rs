@@ -4,6 +4,7 @@
 //! A payload carries its time of sending, its flow, a sequence number and a checksum. It spins on
 //! one core, so the core should be its own.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::str::FromStr;
@@ -80,7 +81,7 @@ pub struct Outcome {
     pub waited: Duration,
     /// The measured time.
     pub elapsed: Duration,
-    /// Median time from sending to receiving.
+    /// Median time from sending to receiving; of a flow that is answered, to receiving the answer.
     pub median_latency: Duration,
     /// 99th percentile of it.
     pub p99_latency: Duration,
@@ -124,6 +125,12 @@ impl Outcome {
     }
 }
 
+/// A datagram that is to be sent back: by which flow, and when the first one was sent.
+struct Answer {
+    flow: usize,
+    sent_at_ns: u64,
+}
+
 struct FlowState {
     flow: Flow,
     to: SocketAddrV4,
@@ -140,7 +147,10 @@ struct Run<'a> {
     started: Instant,
     sent: u64,
     came: u64,
+    /// The flows that are sent on unasked, and whose turn it is.
+    initiators: Vec<usize>,
     next_flow: usize,
+    answers: Vec<Answer>,
     latencies_ns: Vec<u32>,
     duplicated: u64,
     reordered: u64,
@@ -198,7 +208,10 @@ impl<'a> Run<'a> {
             }),
             SocketAddr::V6(_) => Err(io::Error::other("flows are IPv4")),
         };
+        let answers: HashSet<usize> = flows.iter().filter_map(|flow| flow.answered_by).collect();
         Ok(Self {
+            initiators: (0..flows.len()).filter(|n| !answers.contains(n)).collect(),
+            answers: Vec::new(),
             flows: flows.iter().map(state).collect::<io::Result<_>>()?,
             template: (0..shape.payload_bytes).map(|i| (i * 7) as u8).collect(),
             shape,
@@ -214,28 +227,33 @@ impl<'a> Run<'a> {
         })
     }
 
+    /// A burst on the next flow.
     fn send(&mut self, clients: &mut Clients, burst: usize, now: Instant) {
-        let at = now.duration_since(self.started).as_nanos() as u64;
-        let index = self.next_flow;
-        self.next_flow = (index + 1) % self.flows.len();
-        let state = &mut self.flows[index];
+        let at_ns = now.duration_since(self.started).as_nanos() as u64;
+        let index = self.initiators[self.next_flow];
+        self.next_flow = (self.next_flow + 1) % self.initiators.len();
         for _ in 0..burst {
-            let template = &mut self.template;
-            let end = template.len();
-            template[..8].copy_from_slice(&at.to_le_bytes());
-            template[end - 16..end - 12].copy_from_slice(&(index as u32).to_le_bytes());
-            template[end - 12..end - 8].copy_from_slice(&state.sent.to_le_bytes());
-            let sum = checksum(&template[..end - 8]);
-            template[end - 8..].copy_from_slice(&sum.to_le_bytes());
-            clients.stage(state.flow.from, state.to, |bytes| {
-                let prefix = &state.flow.prefix;
-                bytes[..prefix.len()].copy_from_slice(prefix);
-                bytes[prefix.len()..prefix.len() + end].copy_from_slice(template);
-                prefix.len() + end
-            });
-            state.sent += 1;
-            self.sent += 1;
+            self.send_on(clients, index, at_ns);
         }
+    }
+
+    fn send_on(&mut self, clients: &mut Clients, index: usize, at_ns: u64) {
+        let state = &mut self.flows[index];
+        let template = &mut self.template;
+        let end = template.len();
+        template[..8].copy_from_slice(&at_ns.to_le_bytes());
+        template[end - 16..end - 12].copy_from_slice(&(index as u32).to_le_bytes());
+        template[end - 12..end - 8].copy_from_slice(&state.sent.to_le_bytes());
+        let sum = checksum(&template[..end - 8]);
+        template[end - 8..].copy_from_slice(&sum.to_le_bytes());
+        clients.stage(state.flow.from, state.to, |bytes| {
+            let prefix = &state.flow.prefix;
+            bytes[..prefix.len()].copy_from_slice(prefix);
+            bytes[prefix.len()..prefix.len() + end].copy_from_slice(template);
+            prefix.len() + end
+        });
+        state.sent += 1;
+        self.sent += 1;
     }
 
     fn check(&mut self, arrived: Arrived<'_>, now: Instant) {
@@ -275,7 +293,12 @@ impl<'a> Run<'a> {
             state.youngest = Some(sequence);
         }
         self.came += 1;
-        let sent_at = Duration::from_nanos(u64::from_le_bytes(number(content, 0)));
+        let sent_at_ns = u64::from_le_bytes(number(content, 0));
+        if let Some(flow) = state.flow.answered_by {
+            self.answers.push(Answer { flow, sent_at_ns });
+            return;
+        }
+        let sent_at = Duration::from_nanos(sent_at_ns);
         let latency = now.duration_since(self.started).saturating_sub(sent_at);
         if self.latencies_ns.len() < self.latencies_ns.capacity() {
             self.latencies_ns
@@ -285,7 +308,14 @@ impl<'a> Run<'a> {
 
     fn receive(&mut self, clients: &mut Clients) -> usize {
         let now = Instant::now();
-        clients.receive(|arrived| self.check(arrived, now))
+        let came = clients.receive(|arrived| self.check(arrived, now));
+        let mut answers = std::mem::take(&mut self.answers);
+        for answer in answers.drain(..) {
+            self.send_on(clients, answer.flow, answer.sent_at_ns);
+        }
+        self.answers = answers;
+        clients.flush();
+        came
     }
 }
 
@@ -310,6 +340,9 @@ pub fn run(
     let measure_from = run.started + shape.warm_up;
     let until = measure_from + shape.measured;
     let mut at_start = None;
+    // Of the datagrams of a flow that is answered, every other one is an answer.
+    let per_message = run.flows.len() / run.initiators.len();
+    let mut messages: u64 = 0;
     let mut written_off = 0;
     let mut last_progress = run.started;
     loop {
@@ -324,14 +357,14 @@ pub fn run(
         let due = match load.per_second {
             Some(rate) => {
                 let elapsed = now.duration_since(run.started).as_secs_f64();
-                ((elapsed * rate as f64) as u64).saturating_sub(run.sent)
+                ((elapsed * rate as f64) as u64 / per_message as u64).saturating_sub(messages)
             }
             None => WINDOW.saturating_sub(run.sent - run.came - written_off),
         };
         // Bursts leave together on all flows; single datagrams one by one, or in whole batches
         // when the window opens.
         let together = if load.burst > 1 {
-            load.burst * server.flows.len()
+            load.burst * run.initiators.len()
         } else {
             1
         };
@@ -345,6 +378,7 @@ pub fn run(
             for _ in 0..datagrams {
                 run.send(clients, load.burst, now);
             }
+            messages += (datagrams * load.burst) as u64;
             clients.flush();
         }
         if run.receive(clients) > 0 {

@@ -56,6 +56,8 @@ pub struct Flow {
     pub arrives_from: SocketAddr,
     /// How the payload must be framed there.
     pub arriving: Arriving,
+    /// The flow by which the receiver sends it back at once; nobody else sends on that one.
+    pub answered_by: Option<usize>,
 }
 
 /// A server that runs and whose flows are set up. Dropping it ends the process.

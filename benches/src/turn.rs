@@ -201,7 +201,7 @@ fn words(text: &str) -> impl Iterator<Item = String> + '_ {
 /// Where a client's data goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Topology {
-    /// To a peer that is no client, and as much from the peer to the client.
+    /// To a peer that is no client, which sends it back.
     Peer,
     /// To the relayed address of another client of the same server.
     Pairs,
@@ -319,10 +319,14 @@ impl RelayServer for TurnRelay {
                 arrives_at: end(1, n),
                 arrives_from: turn.relayed[n],
                 arriving: Arriving::Raw,
+                answered_by: None,
             };
             match self.topology {
                 Topology::Peer => {
-                    all.push(to_peer);
+                    all.push(Flow {
+                        answered_by: Some(all.len() + 1),
+                        ..to_peer
+                    });
                     all.push(Flow {
                         from: end(1, n),
                         to: turn.relayed[n],
@@ -330,6 +334,7 @@ impl RelayServer for TurnRelay {
                         arrives_at: turn.ends[n],
                         arrives_from: at,
                         arriving: from_server(n),
+                        answered_by: None,
                     });
                 }
                 Topology::Pairs if (n ^ 1) < flows => all.push(Flow {

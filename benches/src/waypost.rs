@@ -283,6 +283,7 @@ impl RelayServer for Waypost {
                 arrives_at,
                 arrives_from: server,
                 arriving: Arriving::Behind(header(0)),
+                answered_by: None,
             }
         };
         Ok(Running {

@@ -123,7 +123,6 @@ impl Server {
                     placement_seeds,
                 },
                 streams: StreamsConfig {
-                    shard: u16::try_from(index).expect("at most 128 shards"),
                     roles: server.listeners.roles(),
                     listeners: Vec::new(),
                     per_source: config.streams_per_source,

@@ -30,7 +30,7 @@ const UNDISTURBED: f64 = 0.05;
 #[derive(Parser)]
 struct Arguments {
     /// Servers, of: bare-uring, bare-mmsg, ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N sessions,
-    /// whatever --flows says) behind it. TURN servers are named with the load's shape in front: `peer:` (client to peer and back),
+    /// whatever --flows says) behind it. TURN servers are named with the load's shape in front: `peer:` (client to a peer that sends back; bare-uring and bare-mmsg too),
     /// `pairs:` (client to client), `peer-ind:`, `pairs-ind:` (the same in indications); behind it waypost (with -mmsg, +50us), coturn,
     /// or a name given by --turn-server.
     #[arg(
@@ -74,8 +74,12 @@ struct Arguments {
 }
 
 fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>> {
-    if let Some((shape, server)) = name.split_once(':') {
-        return turn_server(name, shape, server, arguments);
+    match name.split_once(':') {
+        Some(("peer", server @ ("bare-uring" | "bare-mmsg"))) => {
+            return Ok(Box::new(Forwarder::beside_us(name, server, &[], true)?));
+        }
+        Some((shape, server)) => return turn_server(name, shape, server, arguments),
+        None => {}
     }
     if let Some(variant) = name.strip_prefix("waypost") {
         return waypost(name, variant);
@@ -89,7 +93,9 @@ fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>>
         "mmsg+50us" => ("face-forwarder", &["--io", "mmsg", "--coalesce-us", "50"]),
         _ => return Err(io::Error::other(format!("there is no server {name}"))),
     };
-    Ok(Box::new(Forwarder::beside_us(name, program, arguments)?))
+    Ok(Box::new(Forwarder::beside_us(
+        name, program, arguments, false,
+    )?))
 }
 
 /// A TURN server under the shape of load that stands before its name.

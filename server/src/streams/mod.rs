@@ -96,8 +96,6 @@ pub struct StreamListener {
 /// What [`Streams`] is made with.
 #[derive(Debug)]
 pub struct StreamsConfig {
-    /// Which shard this is.
-    pub shard: u16,
     /// The role of each listener by its index, as in the protocol.
     pub roles: Vec<SocketRole>,
     /// The listeners of this shard.
