@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use ahash::RandomState;
 
 use crate::addr::{Addr, ClientAddr};
+use crate::dialect::Dialect;
 use crate::stats::Counter;
 use crate::time::Millis;
 use crate::wire::channel_data::{self, ChannelNumber};
@@ -19,9 +20,11 @@ use crate::wire::native::SeatHandle;
 use crate::wire::stun::TransactionId;
 
 mod framing;
+mod port_pair;
 pub(crate) mod relay;
 
 pub use framing::{Frame, Framing};
+pub(crate) use port_pair::ViewEnd;
 pub(crate) use relay::Relay;
 
 /// One of a shard's sockets. Listeners come first and have the same number on every shard, so a route names one for all of
@@ -152,6 +155,8 @@ pub enum Service {
     Session,
     /// A TURN client.
     Turn,
+    /// Players of another system's protocol.
+    Dialect(Dialect),
 }
 
 /// A decision to forward a part of the datagram: it is framed anew and leaves by `route`.
@@ -205,6 +210,7 @@ pub struct ForwardingTable {
     relays: Vec<Option<Box<Relay>>>,
     /// The allocation of each relay socket, by the socket's index after the listeners.
     by_socket: Vec<Option<u32>>,
+    port_pairs: port_pair::PortPairs,
     capacity: ForwardingCapacity,
     /// The transaction id of the next Data indication.
     indication: u128,
@@ -234,6 +240,7 @@ impl ForwardingTable {
             relay_limits,
             relays: Vec::new(),
             by_socket: Vec::new(),
+            port_pairs: port_pair::PortPairs::default(),
             capacity,
             indication: u128::from(seeds[0] ^ seeds[3]) << 64 | u128::from(seeds[1] ^ seeds[2]),
         }

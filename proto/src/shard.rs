@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::addr::{Addr, ClientAddr};
+use crate::dialect::{Dialect, DialectConfig, Dialects};
 use crate::forwarding::{
     Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, Service, SocketIndex,
 };
@@ -25,6 +26,7 @@ use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
 use crate::wire::{self, Kind};
 
 mod credential;
+mod foreign;
 mod inspection;
 mod owner;
 
@@ -42,6 +44,8 @@ pub enum SocketRole {
     Main,
     /// The second vantage port: Binding only.
     Probe,
+    /// Another system's protocol, on the one shard that [`Dialect::shard`] says; the other shards have no such socket.
+    Dialect(Dialect),
 }
 
 /// What a shard is made with.
@@ -57,6 +61,8 @@ pub struct ShardConfig {
     pub lobby: LobbyConfig,
     /// Limits and credentials of TURN.
     pub turn: TurnConfig,
+    /// Limits of dialects.
+    pub dialects: DialectConfig,
     /// Who may host, join, match and list.
     pub access: RendezvousAccess,
     /// The server's secret; the same on every shard.
@@ -96,6 +102,7 @@ pub struct Shard {
     forwarding: ForwardingTable,
     lobby: Lobby,
     turn: TurnService,
+    dialects: Dialects,
     wheel: TimerWheel<TimerKey>,
     rng: StdRng,
     counters: Counters,
@@ -162,7 +169,13 @@ impl Shard {
             config.sockets.len(),
             std::array::from_fn(|_| turn_rng.random()),
         );
+        let dialects = Dialects::new(
+            config.dialects,
+            |dialect| config.sockets.contains(&SocketRole::Dialect(dialect)),
+            std::array::from_fn(|_| turn_rng.random()),
+        );
         Self {
+            dialects,
             index: config.index,
             count: config.count,
             sockets: config.sockets,
@@ -185,10 +198,9 @@ impl Shard {
 
     /// What was counted so far.
     pub fn counters(&mut self) -> &Counters {
-        self.counters
-            .set(Counter::Sessions, self.lobby.session_count());
-        self.counters
-            .set(Counter::Members, self.lobby.member_count());
+        self.counters.set(Counter::Sessions, self.session_count());
+        self.counters.set(Counter::Members, self.member_count());
+        self.dialects.count(&mut self.counters);
         self.counters.set(Counter::Flows, self.forwarding.len());
         self.counters
             .set(Counter::Allocations, self.turn.allocation_count());
@@ -210,11 +222,18 @@ impl Shard {
     ) -> Verdict {
         let Some(&role) = self.sockets.get(usize::from(socket.0)) else {
             let len = datagram.len();
-            let forwarded = self
-                .forwarding
-                .forward_from_peer(now, socket, source.0, len);
+            let table = &mut self.forwarding;
+            let forwarded = match table.forward_from_peer(now, socket, source.0, len) {
+                Err(NotForwarded::NoRoute) => {
+                    table.forward_between_ports(now, socket, source.0, len)
+                }
+                of_turn => of_turn,
+            };
             return self.relay(forwarded.map_err(NotForwarded::counter));
         };
+        if let SocketRole::Dialect(dialect) = role {
+            return self.handle_foreign(now, dialect, socket, source, datagram);
+        }
         match (wire::kind(datagram), role) {
             (Kind::ChannelData, SocketRole::Main) => {
                 let forwarded = self.forwarding.forward(now, socket, source, datagram);
@@ -253,6 +272,7 @@ impl Shard {
                 let (packets, bytes) = match forward.service {
                     Service::Session => (Counter::RelayedPackets, Counter::RelayedBytes),
                     Service::Turn => (Counter::TurnPackets, Counter::TurnBytes),
+                    Service::Dialect(dialect) => dialect.relayed(),
                 };
                 self.counters.count(packets);
                 self.counters.add(bytes, forward.payload_len as u64);
@@ -521,6 +541,7 @@ impl Shard {
         let late_ms = self.wheel.next_timeout().map_or(0, |due| now.since(due));
         if late_ms > STANDSTILL_MS {
             self.lobby.excuse_silence(now);
+            self.dialects.excuse_silence(now);
         }
         let mut fired = std::mem::take(&mut self.fired);
         self.wheel.advance(now, &mut fired);
@@ -534,6 +555,7 @@ impl Shard {
                     let turn = &mut self.turn;
                     turn.handle_reservation_timer(step!(self, now), uid);
                 }
+                TimerKey::Dialect(timer) => self.handle_foreign_timer(now, timer),
                 key => self.lobby.handle_timer(turn!(self, now), key),
             }
         }
@@ -560,7 +582,11 @@ impl Shard {
         socket: SocketIndex,
         outcome: Result<(), RelayRefusal>,
     ) {
-        self.turn.handle_opened(step!(self, now), socket, outcome);
+        if self.dialects.awaits(socket) {
+            self.handle_foreign_opened(now, socket, outcome);
+        } else {
+            self.turn.handle_opened(step!(self, now), socket, outcome);
+        }
     }
 
     /// Changes the secrets of TURN's time-limited credentials.
@@ -577,6 +603,7 @@ impl Shard {
     pub const fn drain(&mut self) {
         self.draining = true;
         self.turn.drain();
+        self.dialects.drain();
     }
 
     /// Signs with a new secret; the last one is still accepted.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::agent::{Agent, Config, HostConfig, PathPolicy, Probing, Target};
+use waypost_proto::dialect::DialectConfig;
 use waypost_proto::forwarding::{RelayLimits, SocketIndex};
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::nonce::ServerSecret;
@@ -70,6 +71,7 @@ fn shard() -> Shard {
         seed: [2; 32],
         placement_seeds: [3, 4],
         turn: TurnConfig::default(),
+        dialects: DialectConfig::default(),
     };
     Shard::new(config, Millis(0))
 }

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use waypost_proto::dialect::{Dialect, DialectConfig};
 use waypost_proto::forwarding::RelayLimits;
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::lobby::door::DoorAnswer;
@@ -19,7 +20,7 @@ use waypost_proto::nonce::ServerSecret;
 use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, time_limited_password};
 use waypost_proto::time::{Millis, WallClock};
 
-use self::listeners::Listeners;
+use self::listeners::{Listeners, ShardSockets};
 use self::rendezvous::Shards;
 use crate::control::admin::Rendezvous;
 use crate::control::config::{Config, ConfigError, Host, Invocation, IoChoice, Sources};
@@ -112,6 +113,7 @@ impl Server {
                     sockets: server.listeners.roles(),
                     lobby: lobby_config(config, server.listeners.probe_port()),
                     turn: turn.clone(),
+                    dialects: dialect_config(config),
                     access: access_of(config.open_rendezvous, &config.auth_secrets),
                     secret: secret.clone(),
                     wall,
@@ -205,6 +207,12 @@ impl Server {
         self.listeners.main_addrs()
     }
 
+    /// Where a dialect is served; nowhere unless an option says so.
+    #[must_use]
+    pub fn dialect_addrs(&self, dialect: Dialect) -> Vec<SocketAddr> {
+        self.listeners.dialect_addrs(dialect)
+    }
+
     /// The second vantage port; 0 if there is none.
     #[must_use]
     pub const fn probe_port(&self) -> u16 {
@@ -257,7 +265,7 @@ struct Birth {
     core: Option<usize>,
     io: IoConfig,
     shard: ShardConfig,
-    sockets: Vec<std::net::UdpSocket>,
+    sockets: ShardSockets,
     mailboxes: Arc<[Mailbox]>,
     answers: Sender<(u64, DoorAnswer)>,
     publisher: ShardPublisher,
@@ -281,7 +289,7 @@ impl Birth {
         let added: Result<Vec<_>, _> = self
             .sockets
             .into_iter()
-            .map(|socket| io.add_socket(socket))
+            .map(|socket| socket.map(|socket| io.add_socket(socket)).transpose())
             .collect();
         let sockets = match added {
             Ok(sockets) => SocketMap::of_listeners(&sockets),
@@ -354,6 +362,17 @@ fn lobby_config(config: &Config, probe_port: u16) -> LobbyConfig {
         },
         probe_port,
         ..LobbyConfig::default()
+    }
+}
+
+fn dialect_config(config: &Config) -> DialectConfig {
+    DialectConfig {
+        sessions_max: config.per_shard(config.sessions_max),
+        players_max: config.per_shard(config.members_max),
+        sessions_per_source: config.dialect_sessions_per_source,
+        bytes_per_sec: config.dialect_bytes_per_sec,
+        relay: config.dialect_relay.clone(),
+        pairs_max: config.dialect_pairs_max as usize,
     }
 }
 

@@ -23,11 +23,13 @@ use std::collections::HashMap;
 use ahash::RandomState;
 use rand::rngs::StdRng;
 
-use self::attempts::FailureBuckets;
+pub(crate) use self::attempts::FailureBuckets;
 pub use self::inspection::SeatView;
 pub(crate) use self::listing::ListCursor;
-use self::session::{Member, Session, Slab};
+pub(crate) use self::session::Slab;
+use self::session::{Member, Session};
 use crate::addr::{Addr, ProvenAddr};
+use crate::dialect::DialectTimer;
 use crate::forwarding::{RelayLimits, Route, SocketIndex};
 use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
@@ -241,6 +243,8 @@ pub(crate) enum TimerKey {
     Allocation(u32),
     /// Not the lobby's: a reserved relay port.
     Reservation(u32),
+    /// Not the lobby's: something of a dialect.
+    Dialect(DialectTimer),
 }
 
 /// Between two pulses.
@@ -340,7 +344,7 @@ impl Lobby {
                     self.begin_pulse(turn);
                 }
             }
-            TimerKey::Allocation(..) | TimerKey::Reservation(_) => {
+            TimerKey::Allocation(..) | TimerKey::Reservation(_) | TimerKey::Dialect(_) => {
                 unreachable!("the shard gives the lobby its own timers only")
             }
         }

@@ -24,8 +24,8 @@ const TRIES: u8 = 16;
 
 /// The relay address of one family, and its ports.
 pub(super) struct RelayAddress {
-    ip: RelayIp,
-    pool: PortPool,
+    pub ip: RelayIp,
+    pub pool: PortPool,
 }
 
 impl RelayAddress {
@@ -267,7 +267,7 @@ impl TurnService {
         step.out.relay.push(RelayCommand::Open { socket, at });
     }
 
-    fn bind_addr(&self, family: Family, port: u16) -> Addr {
+    pub(super) fn bind_addr(&self, family: Family, port: u16) -> Addr {
         let address = self.addresses[family.place()].as_ref();
         let ip = address
             .expect("ports are taken from addresses that are there")

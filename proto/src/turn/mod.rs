@@ -7,12 +7,13 @@
 //! * `allocate`: Allocate, and relayed transport addresses coming and going.
 //! * `allocation`, `permission`, `channel`: what there is.
 //! * `credential`, `peer_policy`: who may, and whom they may reach.
-//! * `unproven`, `port_pool`: budgets of bytes and ports.
+//! * `unproven`, `port_pool`: budgets of bytes and ports; `lent`: relay ports of others.
 
 mod allocate;
 mod allocation;
 pub mod channel;
 pub mod credential;
+mod lent;
 pub mod peer_policy;
 pub mod permission;
 mod port_pool;
@@ -32,7 +33,7 @@ pub use self::credential::TurnCredentials;
 use self::credential::{Judge, PASSWORD_ALGORITHMS, Refused};
 use self::peer_policy::{PeerPolicy, PeerRules};
 use self::permission::PERMISSION_SECS;
-use self::unproven::ReplyBudget;
+pub(crate) use self::unproven::ReplyBudget;
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{Forward, ForwardingTable, NotForwarded, RelayLimits, SocketIndex};
 use crate::lobby::{Outbox, TimerKey};

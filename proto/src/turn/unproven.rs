@@ -14,7 +14,7 @@ const BURST_MS: u64 = 8000;
 const PACKET_OVERHEAD: u64 = 28;
 
 /// The budgets of all sources.
-pub(super) struct ReplyBudget {
+pub(crate) struct ReplyBudget {
     hasher: RandomState,
     /// Bytes per second; 0 is no limit.
     bytes_per_sec: u32,

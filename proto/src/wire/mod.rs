@@ -4,6 +4,7 @@
 pub mod channel_data;
 pub mod join_code;
 pub mod native;
+pub mod rabid;
 pub mod stun;
 
 /// What the first byte of a datagram says it is (RFC 7983 section 7; RFC 8656 section 12).

@@ -1,4 +1,5 @@
-//! The sockets of a server: every main and probe address, once per shard in a `SO_REUSEPORT` group.
+//! The sockets of a server: every main and probe address, once per shard in a `SO_REUSEPORT` group, and every address of a
+//! dialect, on the one shard that serves it.
 //!
 //! A wildcard address becomes one socket per local address where the host has several, so that an answer leaves from the
 //! address that was asked. The sockets of all shards are bound here, in the order of their indexes in the protocol.
@@ -7,15 +8,19 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use waypost_proto::dialect::Dialect;
 use waypost_proto::shard::SocketRole;
 
-use crate::control::config::{Config, ConfigError};
+use crate::control::config::{Config, ConfigError, listen_option};
 use crate::packet_io::{UdpOptions, bind_udp};
 
 /// The kernel may hold a dead server's ports for this long.
 const RETRY_IN_USE: Duration = Duration::from_secs(3);
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 const SEND_BUFFER_BYTES: usize = 4 << 20;
+
+/// The sockets of one shard in the order of their indexes; none where another shard has the only one.
+pub(super) type ShardSockets = Vec<Option<UdpSocket>>;
 
 /// The addresses a server listens on.
 pub(super) struct Listeners {
@@ -25,8 +30,8 @@ pub(super) struct Listeners {
 
 impl Listeners {
     /// Binds everything. The second value has the sockets of each shard.
-    pub fn bind(config: &Config) -> Result<(Self, Vec<Vec<UdpSocket>>), ConfigError> {
-        let mut shards: Vec<Vec<UdpSocket>> = (0..config.shard_count).map(|_| Vec::new()).collect();
+    pub fn bind(config: &Config) -> Result<(Self, Vec<ShardSockets>), ConfigError> {
+        let mut shards: Vec<ShardSockets> = (0..config.shard_count).map(|_| Vec::new()).collect();
         let mut sockets = Vec::new();
         let mut main_hosts = Vec::new();
         for &listen in &config.listen {
@@ -45,6 +50,19 @@ impl Listeners {
                 .map_err(|(at, error)| ConfigError::bind("UDP", at, "--probe-port", &error))?;
             probe_port = bound.port();
             sockets.push((SocketRole::Probe, bound));
+        }
+        for listen in &config.dialect_listen {
+            let mut port = listen.at.port();
+            for host in expand(listen.at.ip()) {
+                let at = SocketAddr::new(host, port);
+                let owner = listen.dialect.shard(shards.len());
+                let bound = bind_on_one(at, &mut shards, owner).map_err(|error| {
+                    let option = format!("--{}", listen_option(listen.dialect));
+                    ConfigError::bind("UDP", at, &option, &error)
+                })?;
+                port = bound.port();
+                sockets.push((SocketRole::Dialect(listen.dialect), bound));
+            }
         }
         Ok((
             Self {
@@ -76,6 +94,15 @@ impl Listeners {
             .collect()
     }
 
+    /// Where a dialect is served.
+    pub fn dialect_addrs(&self, dialect: Dialect) -> Vec<SocketAddr> {
+        self.sockets
+            .iter()
+            .filter(|(role, _)| *role == SocketRole::Dialect(dialect))
+            .map(|&(_, at)| at)
+            .collect()
+    }
+
     /// One line for each address, as printed at start.
     pub fn lines(&self) -> Vec<String> {
         self.sockets
@@ -83,6 +110,7 @@ impl Listeners {
             .map(|(role, at)| match role {
                 SocketRole::Main => format!("udp {at}"),
                 SocketRole::Probe => format!("probe {at}"),
+                SocketRole::Dialect(dialect) => format!("{} {at}", dialect.name()),
             })
             .collect()
     }
@@ -109,7 +137,7 @@ fn probe_hosts(mut hosts: Vec<IpAddr>) -> Vec<IpAddr> {
 /// Binds one address for every shard; port 0 is chosen by the first.
 fn bind_group(
     address: SocketAddr,
-    shards: &mut [Vec<UdpSocket>],
+    shards: &mut [ShardSockets],
 ) -> Result<SocketAddr, (SocketAddr, io::Error)> {
     // Without SO_REUSEPORT first, so that another server on this port is an error and does not share it.
     drop(
@@ -132,7 +160,30 @@ fn bind_group(
     for sockets in shards {
         let socket = bind_udp(bound, &options).map_err(|error| (bound, error))?;
         bound = socket.local_addr().map_err(|error| (bound, error))?;
-        sockets.push(socket);
+        sockets.push(Some(socket));
+    }
+    Ok(bound)
+}
+
+/// Binds one address for shard `owner` only.
+fn bind_on_one(
+    address: SocketAddr,
+    shards: &mut [ShardSockets],
+    owner: usize,
+) -> io::Result<SocketAddr> {
+    let options = UdpOptions {
+        reuse_port: false,
+        recv_buffer_bytes: Some(RECEIVE_BUFFER_BYTES),
+        send_buffer_bytes: Some(SEND_BUFFER_BYTES),
+        retry_in_use: RETRY_IN_USE,
+    };
+    let socket = bind_udp(address, &options)?;
+    let bound = socket.local_addr()?;
+    for sockets in &mut *shards {
+        sockets.push(None);
+    }
+    if let Some(place) = shards[owner].last_mut() {
+        *place = Some(socket);
     }
     Ok(bound)
 }

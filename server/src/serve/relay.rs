@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use waypost_proto::addr::Addr;
+use waypost_proto::dialect::RelayMode;
 use waypost_proto::forwarding::RelayLimits;
 use waypost_proto::turn::peer_policy::PeerRules;
 use waypost_proto::turn::{RelayIp, TurnConfig, TurnCredentials};
@@ -114,6 +115,15 @@ fn own_services(config: &Config, listeners: &[SocketAddr], host_ips: &[IpAddr]) 
     services
 }
 
+/// Relay sockets that dialects may open on one shard.
+fn dialect_relays(config: &Config) -> usize {
+    if config.dialect_listen.is_empty() || matches!(config.dialect_relay, RelayMode::Off) {
+        0
+    } else {
+        2 * config.dialect_pairs_max as usize
+    }
+}
+
 /// Raises the limit of open files as far as the sockets of all shards need it and the host allows. Returns how many sockets
 /// each shard may have, and a warning if those are fewer.
 pub(super) fn sockets_per_shard(config: &Config, listeners: usize) -> (u32, Option<String>) {
@@ -123,6 +133,7 @@ pub(super) fn sockets_per_shard(config: &Config, listeners: usize) -> (u32, Opti
     } else {
         2 * config.per_shard(config.allocations_max)
     };
+    let relays = relays + dialect_relays(config);
     let wanted = (listeners + relays).clamp(listeners + 1, usize::from(u16::MAX)) as u64;
     let shards = config.shard_count as u64;
     let needed = wanted * shards + OTHER_FILES;
