@@ -115,6 +115,14 @@ counters! {
     RabidPackets => RELAYED_PACKETS, ["proto" = "rabid"];
     /// Payload bytes relayed between players of Rabid Hole Punch.
     RabidBytes => RELAYED_BYTES, ["proto" = "rabid"];
+    /// Datagrams relayed between players of simple-hole-punch.
+    SimplePackets => RELAYED_PACKETS, ["proto" = "simple"];
+    /// Payload bytes relayed between players of simple-hole-punch.
+    SimpleBytes => RELAYED_BYTES, ["proto" = "simple"];
+    /// Datagrams relayed between players of GodotP2P.
+    GodotP2pPackets => RELAYED_PACKETS, ["proto" = "godot-p2p"];
+    /// Payload bytes relayed between players of GodotP2P.
+    GodotP2pBytes => RELAYED_BYTES, ["proto" = "godot-p2p"];
     /// Not STUN, not ChannelData, or malformed.
     DropParse => DROPPED, ["reason" = "parse"];
     /// ChannelData from an address that has no seat.
@@ -137,6 +145,8 @@ counters! {
     DropMethod => DROPPED, ["reason" = "method"];
     /// Source port 0, which no answer can reach.
     DropSource => DROPPED, ["reason" = "source"];
+    /// A GodotP2P datagram whose tag is wrong, whose sender has no game, or that is about somebody else's.
+    DropTag => DROPPED, ["reason" = "tag"];
     /// A dialect's session or player that there is no room for, or whose source has its share.
     DropCapacity => DROPPED, ["reason" = "capacity"];
     /// A request that another shard owns and whose mailbox was full.
@@ -197,6 +207,18 @@ counters! {
     RabidErrors => DIALECT_ERRORS, ["dialect" = "rabid"];
     /// Sessions of Rabid Hole Punch.
     RabidSessions => DIALECT_SESSIONS, ["dialect" = "rabid"];
+    /// Requests of simple-hole-punch.
+    SimpleRequests => DIALECT_REQUESTS, ["dialect" = "simple"];
+    /// Errors sent to clients of simple-hole-punch.
+    SimpleErrors => DIALECT_ERRORS, ["dialect" = "simple"];
+    /// Sessions of simple-hole-punch.
+    SimpleSessions => DIALECT_SESSIONS, ["dialect" = "simple"];
+    /// Requests of GodotP2P.
+    GodotP2pRequests => DIALECT_REQUESTS, ["dialect" = "godot-p2p"];
+    /// Errors sent to clients of GodotP2P.
+    GodotP2pErrors => DIALECT_ERRORS, ["dialect" = "godot-p2p"];
+    /// Sessions of GodotP2P.
+    GodotP2pSessions => DIALECT_SESSIONS, ["dialect" = "godot-p2p"];
     /// Pairs of players that a dialect relays for.
     DialectPairs => gauge("waypost_dialect_relayed_pairs", "Pairs of players that the invisible relay has ports for"), [];
     /// Pairs that were to be relayed and are not because there was no port for them.

@@ -113,7 +113,7 @@ impl Server {
                     sockets: server.listeners.roles(),
                     lobby: lobby_config(config, server.listeners.probe_port()),
                     turn: turn.clone(),
-                    dialects: dialect_config(config),
+                    dialects: dialect_config(config, &server.listeners),
                     access: access_of(config.open_rendezvous, &config.auth_secrets),
                     secret: secret.clone(),
                     wall,
@@ -365,7 +365,7 @@ fn lobby_config(config: &Config, probe_port: u16) -> LobbyConfig {
     }
 }
 
-fn dialect_config(config: &Config) -> DialectConfig {
+fn dialect_config(config: &Config, listeners: &Listeners) -> DialectConfig {
     DialectConfig {
         sessions_max: config.per_shard(config.sessions_max),
         players_max: config.per_shard(config.members_max),
@@ -373,6 +373,7 @@ fn dialect_config(config: &Config) -> DialectConfig {
         bytes_per_sec: config.dialect_bytes_per_sec,
         relay: config.dialect_relay.clone(),
         pairs_max: config.dialect_pairs_max as usize,
+        simple_public: listeners.simple_public(),
     }
 }
 

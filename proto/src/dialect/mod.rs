@@ -6,18 +6,24 @@
 //! sources, which the kernel would spread over all of them.
 //!
 //! * `rabid`: Rabid Hole Punch.
+//! * `simple`: simple-hole-punch.
+//! * `godot_p2p`: GodotP2P.
 
+mod godot_p2p;
 mod house;
 mod rabid;
 mod relay;
+mod simple;
 
 use ahash::RandomState;
 use rand::rngs::StdRng;
 
+use self::godot_p2p::GodotP2p;
 use self::house::House;
 use self::rabid::Rabid;
 pub use self::relay::RelayMode;
 use self::relay::Retry;
+use self::simple::Simple;
 use crate::addr::Addr;
 use crate::forwarding::{ForwardingTable, SocketIndex};
 use crate::lobby::{Outbox, TimerKey};
@@ -31,6 +37,10 @@ use crate::turn::{RelayRefusal, TurnService};
 pub enum Dialect {
     /// Rabid Hole Punch: text over UDP, sessions by name.
     Rabid,
+    /// simple-hole-punch: text over UDP, sessions by an id that names the server.
+    Simple,
+    /// GodotP2P: tagged JSON over UDP, games by name.
+    GodotP2p,
 }
 
 /// What is counted of one dialect.
@@ -44,13 +54,15 @@ struct Tallies {
 
 impl Dialect {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Rabid];
+    pub const ALL: [Self; 3] = [Self::Rabid, Self::Simple, Self::GodotP2p];
 
     /// The name in options, metrics and the lines printed at start.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rabid => "rabid",
+            Self::Simple => "simple",
+            Self::GodotP2p => "godot-p2p",
         }
     }
 
@@ -68,6 +80,20 @@ impl Dialect {
                 sessions: Counter::RabidSessions,
                 packets: Counter::RabidPackets,
                 bytes: Counter::RabidBytes,
+            },
+            Self::Simple => Tallies {
+                requests: Counter::SimpleRequests,
+                errors: Counter::SimpleErrors,
+                sessions: Counter::SimpleSessions,
+                packets: Counter::SimplePackets,
+                bytes: Counter::SimpleBytes,
+            },
+            Self::GodotP2p => Tallies {
+                requests: Counter::GodotP2pRequests,
+                errors: Counter::GodotP2pErrors,
+                sessions: Counter::GodotP2pSessions,
+                packets: Counter::GodotP2pPackets,
+                bytes: Counter::GodotP2pBytes,
             },
         }
     }
@@ -95,6 +121,8 @@ pub struct DialectConfig {
     pub relay: RelayMode,
     /// Most pairs of players that are relayed.
     pub pairs_max: usize,
+    /// The address that each listener of [`Dialect::Simple`] writes into ids: IPv4, the one that clients can reach.
+    pub simple_public: Vec<(SocketIndex, Addr)>,
 }
 
 impl Default for DialectConfig {
@@ -106,6 +134,7 @@ impl Default for DialectConfig {
             bytes_per_sec: 4000,
             relay: RelayMode::Off,
             pairs_max: 2048,
+            simple_public: Vec::new(),
         }
     }
 }
@@ -121,6 +150,10 @@ pub(crate) enum DialectTimer {
     RabidStart(u32, u32),
     /// Those who were removed are told again.
     RabidFarewell,
+    /// A session may not have been shown for too long.
+    SimpleExpiry(u32, u32),
+    /// Games may have expired.
+    GodotTick,
     /// A relayed pair may be idle.
     Pair(u32, u32),
 }
@@ -179,6 +212,8 @@ impl Asked<'_> {
 pub(crate) struct Dialects {
     house: House,
     rabid: Rabid,
+    simple: Simple,
+    godot_p2p: GodotP2p,
 }
 
 impl Dialects {
@@ -194,6 +229,8 @@ impl Dialects {
         };
         Self {
             rabid: Rabid::new(room(Dialect::Rabid), &hasher),
+            simple: Simple::new(room(Dialect::Simple), &config.simple_public, &hasher),
+            godot_p2p: GodotP2p::new(room(Dialect::GodotP2p), &hasher),
             house: House::new(config, hasher),
         }
     }
@@ -219,8 +256,9 @@ impl Dialects {
     }
 
     /// This shard has stood still: nobody is held to have been silent meanwhile.
-    pub const fn excuse_silence(&mut self, now: Millis) {
+    pub fn excuse_silence(&mut self, now: Millis) {
         self.rabid.excuse_silence(now);
+        self.godot_p2p.excuse_silence(now);
     }
 
     /// Writes the gauges.
@@ -228,6 +266,8 @@ impl Dialects {
         for dialect in Dialect::ALL {
             let sessions = match dialect {
                 Dialect::Rabid => self.rabid.session_count(),
+                Dialect::Simple => self.simple.session_count(),
+                Dialect::GodotP2p => self.godot_p2p.session_count(),
             };
             counters.set(dialect.tallies().sessions, sessions);
         }
@@ -249,6 +289,8 @@ impl Dialects {
         }
         match dialect {
             Dialect::Rabid => self.rabid.handle(&mut self.house, desk, asked)?,
+            Dialect::Simple => self.simple.handle(&mut self.house, desk, asked)?,
+            Dialect::GodotP2p => self.godot_p2p.handle(&mut self.house, desk, asked)?,
         }
         desk.counters.count(dialect.tallies().requests);
         Ok(())
@@ -263,6 +305,11 @@ impl Dialects {
             | DialectTimer::RabidFarewell => {
                 self.rabid.handle_timer(&mut self.house, desk, timer);
             }
+            DialectTimer::SimpleExpiry(index, uid) => {
+                self.simple
+                    .handle_timer(&mut self.house, desk, (index, uid));
+            }
+            DialectTimer::GodotTick => self.godot_p2p.handle_tick(&mut self.house, desk),
             DialectTimer::Pair(index, uid) => self.house.relays.handle_timer(desk, index, uid),
         }
     }
@@ -300,7 +347,9 @@ impl Dialects {
 
     /// Asserts that the tables agree with each other.
     pub fn assert_consistent(&self) {
-        let sessions = self.rabid.assert_consistent();
+        let sessions = self.rabid.assert_consistent()
+            + self.simple.assert_consistent()
+            + self.godot_p2p.assert_consistent();
         self.house.assert_consistent(sessions);
     }
 }

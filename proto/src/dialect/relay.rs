@@ -385,6 +385,7 @@ impl Relays {
 const fn spacing_of(dialect: Dialect) -> u16 {
     match dialect {
         Dialect::Rabid => 18,
+        Dialect::Simple | Dialect::GodotP2p => 1,
     }
 }
 

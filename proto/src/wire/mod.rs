@@ -2,9 +2,11 @@
 //! Nothing here keeps state, and no input can make it panic.
 
 pub mod channel_data;
+pub mod godot_p2p;
 pub mod join_code;
 pub mod native;
 pub mod rabid;
+pub mod simple;
 pub mod stun;
 
 /// What the first byte of a datagram says it is (RFC 7983 section 7; RFC 8656 section 12).

@@ -3,5 +3,8 @@
 // A test may not go on after what it needs has failed.
 #![allow(clippy::unwrap_used)]
 
+mod godot_p2p;
 mod rabid;
+mod relay;
+mod simple;
 mod world;

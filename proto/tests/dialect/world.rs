@@ -57,6 +57,12 @@ pub fn listener(dialect: Dialect) -> Addr {
 impl World {
     pub fn new(dialects: DialectConfig) -> Self {
         let ip: IpAddr = SERVER.parse().unwrap();
+        let place = |(_, dialect): &(usize, &Dialect)| **dialect == Dialect::Simple;
+        let simple = Dialect::ALL.iter().enumerate().find(place).unwrap().0;
+        let dialects = DialectConfig {
+            simple_public: vec![(SocketIndex(simple as u16), listener(Dialect::Simple))],
+            ..dialects
+        };
         let config = ShardConfig {
             index: 0,
             count: 1,

@@ -8,7 +8,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use waypost_proto::addr::Addr;
 use waypost_proto::dialect::Dialect;
+use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::shard::SocketRole;
 
 use crate::control::config::{Config, ConfigError, listen_option};
@@ -26,6 +28,7 @@ pub(super) type ShardSockets = Vec<Option<UdpSocket>>;
 pub(super) struct Listeners {
     sockets: Vec<(SocketRole, SocketAddr)>,
     probe_port: u16,
+    simple_public: Vec<(SocketIndex, Addr)>,
 }
 
 impl Listeners {
@@ -51,6 +54,7 @@ impl Listeners {
             probe_port = bound.port();
             sockets.push((SocketRole::Probe, bound));
         }
+        let mut simple_public = Vec::new();
         for listen in &config.dialect_listen {
             let mut port = listen.at.port();
             for host in expand(listen.at.ip()) {
@@ -61,6 +65,14 @@ impl Listeners {
                     ConfigError::bind("UDP", at, &option, &error)
                 })?;
                 port = bound.port();
+                if listen.dialect == Dialect::Simple {
+                    let index = u16::try_from(sockets.len()).expect("a server has few listeners");
+                    let mut public = listen.public;
+                    if public.port() == 0 {
+                        public.set_port(port);
+                    }
+                    simple_public.push((SocketIndex(index), Addr::new(public)));
+                }
                 sockets.push((SocketRole::Dialect(listen.dialect), bound));
             }
         }
@@ -68,6 +80,7 @@ impl Listeners {
             Self {
                 sockets,
                 probe_port,
+                simple_public,
             },
             shards,
         ))
@@ -92,6 +105,11 @@ impl Listeners {
             .filter(|(role, _)| *role == SocketRole::Main)
             .map(|&(_, at)| at)
             .collect()
+    }
+
+    /// What each listener of simple-hole-punch writes into session ids.
+    pub fn simple_public(&self) -> Vec<(SocketIndex, Addr)> {
+        self.simple_public.clone()
     }
 
     /// Where a dialect is served.

@@ -13,12 +13,16 @@ pub struct DialectListen {
     pub dialect: Dialect,
     /// Where; IPv4, because the protocols cannot name anything else.
     pub at: SocketAddr,
+    /// What clients reach it by, where the protocol tells them; port 0 stands for the one that is bound.
+    pub public: SocketAddr,
 }
 
 /// The option that says where a dialect listens.
 pub(crate) const fn listen_option(dialect: Dialect) -> &'static str {
     match dialect {
         Dialect::Rabid => "rabid-listen",
+        Dialect::Simple => "simple-listen",
+        Dialect::GodotP2p => "godot-p2p-listen",
     }
 }
 
@@ -33,10 +37,46 @@ impl Reader<'_> {
                 if listens.iter().any(is_there) {
                     return Err(self.bad(name, text, "is there twice", "remove one"));
                 }
-                listens.push(DialectListen { dialect, at });
+                listens.push(DialectListen {
+                    dialect,
+                    at,
+                    public: at,
+                });
             }
         }
+        self.simple_public(&mut listens)?;
         Ok(listens)
+    }
+
+    /// Gives each `--simple-listen` its `--simple-public`; without any, the address it listens on or what that stands for.
+    fn simple_public(&self, listens: &mut [DialectListen]) -> Result<(), ConfigError> {
+        let texts = &self.0.get("simple-public").values;
+        let external = self.external_ip()?;
+        let of_simple = |listen: &&mut DialectListen| listen.dialect == Dialect::Simple;
+        let mut listens: Vec<_> = listens.iter_mut().filter(of_simple).collect();
+        if let Some(text) = texts.first().filter(|_| texts.len() != listens.len()) {
+            let remedy = "give one for each --simple-listen, in the same order";
+            return Err(self.bad("simple-public", text, "has no counterpart", remedy));
+        }
+        for (place, listen) in listens.iter_mut().enumerate() {
+            match texts.get(place) {
+                Some(text) => listen.public = self.ipv4("simple-public", text)?,
+                None => {
+                    let of_family = external.iter().filter(|pair| pair.external.is_ipv4());
+                    let mut fitting = of_family
+                        .filter(|pair| pair.local.is_none_or(|local| local == listen.at.ip()));
+                    if let Some(pair) = fitting.next() {
+                        listen.public.set_ip(pair.external);
+                    }
+                }
+            }
+            if listen.public.ip().is_unspecified() {
+                let text = listen.at.to_string();
+                let remedy = "add --simple-public with the address that players reach";
+                return Err(self.bad("simple-listen", &text, "names no address", remedy));
+            }
+        }
+        Ok(())
     }
 
     fn ipv4(&self, name: &str, text: &str) -> Result<SocketAddr, ConfigError> {

@@ -191,6 +191,24 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .up_to(8),
     OptionSpec::new(
+        "simple-listen",
+        "IP:PORT",
+        "Serve simple-hole-punch here, UDP; repeatable",
+    )
+    .up_to(8),
+    OptionSpec::new(
+        "simple-public",
+        "IP:PORT",
+        "What clients reach a --simple-listen by, written into session ids; one for each, in order; port 0 is the one bound",
+    )
+    .up_to(8),
+    OptionSpec::new(
+        "godot-p2p-listen",
+        "IP:PORT",
+        "Serve GodotP2P here, UDP; repeatable [usual port: 5160]",
+    )
+    .up_to(8),
+    OptionSpec::new(
         "dialect-relay",
         "MODE",
         "off, on or force: whether rabid, simple and godot-p2p players get relay ports as each other's addresses",
