@@ -378,7 +378,7 @@ impl Rabid {
         }
         let kicked = session.players.remove(place).seen;
         house.remove_players(1);
-        tell(desk, kicked, ErrorWord::KickedByHost);
+        tell(house, desk, kicked, ErrorWord::KickedByHost);
         if !self.remove_if_empty(house, index) {
             self.broadcast_list(house, desk, index);
         }
@@ -466,11 +466,11 @@ impl Rabid {
             DialectTimer::RabidExpiry(index, uid) if is_current(index, uid) => {
                 if matches!(self.sessions[index].stage, Stage::Gathering) {
                     for player in self.remove(house, index).players {
-                        self.take_leave(desk, player.seen, ErrorWord::SessionTimeout);
+                        self.take_leave(house, desk, player.seen, ErrorWord::SessionTimeout);
                     }
                 }
             }
-            DialectTimer::RabidFarewell => self.repeat_farewells(desk),
+            DialectTimer::RabidFarewell => self.repeat_farewells(house, desk),
             _ => {}
         }
     }
@@ -495,7 +495,7 @@ impl Rabid {
         }
         house.remove_players(silent.len());
         for &to in &silent {
-            self.take_leave(desk, to, ErrorWord::PlayerTimeout);
+            self.take_leave(house, desk, to, ErrorWord::PlayerTimeout);
         }
         if !self.remove_if_empty(house, index) {
             self.broadcast_list(house, desk, index);
@@ -504,8 +504,8 @@ impl Rabid {
     }
 
     /// Tells somebody who was removed why, now and twice again.
-    fn take_leave(&mut self, desk: &mut Desk<'_>, to: Seen, word: ErrorWord) {
-        tell(desk, to, word);
+    fn take_leave(&mut self, house: &mut House, desk: &mut Desk<'_>, to: Seen, word: ErrorWord) {
+        tell(house, desk, to, word);
         self.farewells.push_back(Farewell {
             due: desk.now + FAREWELL_MS,
             to,
@@ -523,7 +523,7 @@ impl Rabid {
         }
     }
 
-    fn repeat_farewells(&mut self, desk: &mut Desk<'_>) {
+    fn repeat_farewells(&mut self, house: &mut House, desk: &mut Desk<'_>) {
         self.has_farewell_timer = false;
         let now = desk.now;
         let is_due = |farewell: &Farewell| farewell.due <= now;
@@ -531,7 +531,7 @@ impl Rabid {
             let Some(farewell) = self.farewells.pop_front() else {
                 break;
             };
-            tell(desk, farewell.to, farewell.word);
+            tell(house, desk, farewell.to, farewell.word);
             if farewell.left > 1 {
                 self.farewells.push_back(Farewell {
                     due: desk.now + FAREWELL_MS,
@@ -557,11 +557,9 @@ impl Rabid {
 }
 
 /// Tells a player something that it did not ask for.
-fn tell(desk: &mut Desk<'_>, to: Seen, word: ErrorWord) {
+fn tell(house: &mut House, desk: &mut Desk<'_>, to: Seen, word: ErrorWord) {
     desk.counters.count(Counter::RabidErrors);
-    let start = desk.out.bytes.len();
-    desk.out.bytes.extend_from_slice(word.datagram());
-    desk.out.transmit(to.socket, to.addr, start);
+    house.answer(desk, to, 0, |out| out.extend_from_slice(word.datagram()));
 }
 
 /// Tells one player of a session that starts the addresses of the others.

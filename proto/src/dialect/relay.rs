@@ -307,8 +307,9 @@ impl Relays {
                     self.opening.insert(socket, index);
                     return None;
                 }
-                pair.failed = true;
-                desk.counters.count(Counter::DialectRelayRefusals);
+                if !std::mem::replace(&mut pair.failed, true) {
+                    desk.counters.count(Counter::DialectRelayRefusals);
+                }
             }
         }
         pair.opening -= 1;

@@ -3,6 +3,7 @@
 // A test may not go on after what it needs has failed.
 #![allow(clippy::unwrap_used)]
 
+mod corpus;
 mod godot_p2p;
 mod rabid;
 mod relay;

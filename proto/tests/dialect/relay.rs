@@ -273,7 +273,7 @@ fn ports_that_cannot_be_had() {
     let mut world = World::new(config(RelayMode::Force));
     world.exhausted = true;
     assert_eq!(rabid(&mut world, "Room"), (bob(), ann()));
-    assert_eq!(world.counter(Counter::DialectRelayRefusals), 2);
+    assert_eq!(world.counter(Counter::DialectRelayRefusals), 1);
     let id = simple_id(&mut world);
     assert_eq!(simple_join(&mut world, &id), (bob(), ann()));
     world.pass(100_000);
