@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ahash::RandomState;
-use serde_json::Value;
 
 use super::house::House;
 use super::relay::Shown;
@@ -94,7 +93,7 @@ impl GodotP2p {
     }
 
     /// The game of the sender, if the tag proves that it is.
-    fn own_game(&self, desk: &mut Desk<'_>, packet: &Packet) -> Result<u32, Counter> {
+    fn own_game(&self, desk: &mut Desk<'_>, packet: &Packet<'_>) -> Result<u32, Counter> {
         let sender = packet.sender().ok_or(Counter::DropParse)?;
         let index = self.find(sender).ok_or(Counter::DropTag)?;
         if packet.verify(&self.games[index].password) {
@@ -110,7 +109,7 @@ impl GodotP2p {
         house: &mut House,
         desk: &mut Desk<'_>,
         asked: Asked<'_>,
-        packet: &Packet,
+        packet: &Packet<'_>,
     ) -> Result<(), Counter> {
         let name = packet.sender().and_then(short).ok_or(Counter::DropParse)?;
         let password = password(packet)?;
@@ -129,8 +128,8 @@ impl GodotP2p {
         let game = &mut self.games[index];
         game.password = password.into();
         game.player = asked.seen();
-        game.local_address = local_address;
-        game.password_required = password_required;
+        game.local_address = local_address.into();
+        game.password_required = password_required.into();
         self.set_expiry(index, expires);
         self.set_tick(desk);
         answer(
@@ -184,7 +183,7 @@ impl GodotP2p {
         house: &mut House,
         desk: &mut Desk<'_>,
         asked: Asked<'_>,
-        packet: &Packet,
+        packet: &Packet<'_>,
     ) -> Result<(), Counter> {
         let index = self.own_game(desk, packet)?;
         let expires = expiry(desk.now, packet)?;
@@ -206,7 +205,7 @@ impl GodotP2p {
         house: &mut House,
         desk: &mut Desk<'_>,
         asked: Asked<'_>,
-        packet: &Packet,
+        packet: &Packet<'_>,
     ) -> Result<(), Counter> {
         let password = password(packet)?;
         let mut len = 0;
@@ -240,7 +239,7 @@ impl GodotP2p {
         house: &mut House,
         desk: &mut Desk<'_>,
         asked: Asked<'_>,
-        packet: &Packet,
+        packet: &Packet<'_>,
     ) -> Result<(), Counter> {
         let sender = packet.sender().and_then(short).ok_or(Counter::DropParse)?;
         let password = password(packet)?;
@@ -274,7 +273,7 @@ impl GodotP2p {
             );
         };
         let server = (Some(&*game.name), game.player, &*game.password);
-        inform(server, 0, sender, to_server, &local_address);
+        inform(server, 0, sender, to_server, local_address);
         let len = asked.datagram.len();
         inform(joiner, len, &game.name, to_joiner, &game.local_address);
         Ok(())
@@ -283,7 +282,7 @@ impl GodotP2p {
     fn drop(
         &mut self,
         house: &mut House,
-        packet: &Packet,
+        packet: &Packet<'_>,
         desk: &mut Desk<'_>,
     ) -> Result<(), Counter> {
         let index = self.own_game(desk, packet)?;
@@ -349,7 +348,7 @@ fn short(text: &str) -> Option<&str> {
 }
 
 /// The password in a packet, if its tag is right under it.
-fn password(packet: &Packet) -> Result<&str, Counter> {
+fn password<'a>(packet: &'a Packet<'_>) -> Result<&'a str, Counter> {
     let password = packet.text("password").and_then(short);
     let password = password.ok_or(Counter::DropParse)?;
     if packet.verify(password) {
@@ -360,20 +359,15 @@ fn password(packet: &Packet) -> Result<&str, Counter> {
 }
 
 /// A field that is handed on as it is.
-fn json(packet: &Packet, key: &str) -> Result<Box<str>, Counter> {
-    let json = packet.value(key).ok_or(Counter::DropParse)?.to_string();
-    match short(&json) {
-        Some(_) => Ok(json.into()),
-        None => Err(Counter::DropParse),
-    }
+fn json<'a>(packet: &Packet<'a>, key: &str) -> Result<&'a str, Counter> {
+    let json = packet.json(key).and_then(short);
+    json.ok_or(Counter::DropParse)
 }
 
 /// When a game expires that was registered or refreshed now. Upstream counts ticks: the first one comes within a second.
-fn expiry(now: Millis, packet: &Packet) -> Result<Millis, Counter> {
-    let secs = packet
-        .value("seconds-before-expiry")
-        .and_then(Value::as_f64)
-        .ok_or(Counter::DropParse)?;
+fn expiry(now: Millis, packet: &Packet<'_>) -> Result<Millis, Counter> {
+    let secs = packet.number("seconds-before-expiry");
+    let secs = secs.ok_or(Counter::DropParse)?;
     let ticks = secs.clamp(1.0, EXPIRY_SECS_MAX).ceil();
     Ok(now.plus_secs(ticks as u32 - 1))
 }

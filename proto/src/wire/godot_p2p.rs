@@ -4,7 +4,12 @@
 //! sorted string values joined. The tag itself is left out, the sender's password is put in. Values that are not strings
 //! count for nothing, so how they are spelled and spaced does not matter.
 
-use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, de};
+use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -13,24 +18,102 @@ use crate::addr::Addr;
 const TAG: &str = "__hash-string";
 const PASSWORD: &str = "password";
 
-/// A datagram with everything that every one must have.
-#[derive(Debug)]
-pub struct Packet {
-    fields: Map<String, Value>,
+/// A string that is copied only if it has escapes.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Reader)
+    }
 }
 
-impl Packet {
+/// A key and its value.
+#[derive(Debug)]
+struct Entry<'a> {
+    key: Cow<'a, str>,
+    /// The value as it was written.
+    json: &'a str,
+    /// What it says, if it is a string.
+    text: Option<Cow<'a, str>>,
+}
+
+/// A datagram with everything that every one must have.
+#[derive(Debug)]
+pub struct Packet<'a> {
+    /// In the order of their keys, which are distinct.
+    entries: Vec<Entry<'a>>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Packet<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Packet<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Packet<'de>, A::Error> {
+                let mut entries: Vec<Entry<'de>> = Vec::with_capacity(12);
+                while let Some((Text(key), raw)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
+                    let json = raw.get();
+                    let text = if json.starts_with('"') {
+                        let text: Text<'de> =
+                            serde_json::from_str(json).map_err(de::Error::custom)?;
+                        Some(text.0)
+                    } else {
+                        None
+                    };
+                    entries.push(Entry { key, json, text });
+                }
+                entries.sort_by(|a, b| a.key.cmp(&b.key));
+                // Of a key that comes again the last value counts.
+                entries.dedup_by(|later, kept| {
+                    let is_same = later.key == kept.key;
+                    if is_same {
+                        std::mem::swap(later, kept);
+                    }
+                    is_same
+                });
+                Ok(Packet { entries })
+            }
+        }
+        deserializer.deserialize_map(Reader)
+    }
+}
+
+impl<'a> Packet<'a> {
     /// Reads a datagram; `None` if it is not JSON, no object, or has no type, sender or tag. The sender may be null.
     #[must_use]
-    pub fn parse(datagram: &[u8]) -> Option<Self> {
-        let fields: Map<String, Value> = serde_json::from_slice(datagram).ok()?;
-        let packet = Self { fields };
+    pub fn parse(datagram: &'a [u8]) -> Option<Self> {
+        let packet: Self = serde_json::from_slice(datagram).ok()?;
         packet.text("__type")?;
         packet.text(TAG)?;
-        match packet.fields.get("__sender-name")? {
-            Value::String(_) | Value::Null => Some(packet),
-            _ => None,
-        }
+        let sender = packet.entry("__sender-name")?;
+        (sender.text.is_some() || sender.json == "null").then_some(packet)
+    }
+
+    fn entry(&self, key: &str) -> Option<&Entry<'a>> {
+        let entries = &self.entries;
+        let place = entries.binary_search_by(|entry| entry.key.as_ref().cmp(key));
+        Some(&entries[place.ok()?])
     }
 
     /// What it is.
@@ -48,24 +131,28 @@ impl Packet {
     /// A string.
     #[must_use]
     pub fn text(&self, key: &str) -> Option<&str> {
-        self.fields.get(key)?.as_str()
+        self.entry(key)?.text.as_deref()
     }
 
-    /// A value of any kind.
+    /// A value of any kind, as it was written.
     #[must_use]
-    pub fn value(&self, key: &str) -> Option<&Value> {
-        self.fields.get(key)
+    pub fn json(&self, key: &str) -> Option<&'a str> {
+        Some(self.entry(key)?.json)
+    }
+
+    /// A number.
+    #[must_use]
+    pub fn number(&self, key: &str) -> Option<f64> {
+        serde_json::from_str(self.entry(key)?.json).ok()
     }
 
     /// Whether its tag is right under this password.
     #[must_use]
     pub fn verify(&self, password: &str) -> bool {
-        let mut tagged: Vec<(&str, Option<&str>)> = self
-            .fields
-            .iter()
-            .filter(|(key, _)| *key != TAG && *key != PASSWORD)
-            .map(|(key, value)| (key.as_str(), value.as_str()))
-            .collect();
+        let mut tagged: Vec<(&str, Option<&str>)> = Vec::with_capacity(self.entries.len() + 1);
+        let others = self.entries.iter();
+        let others = others.filter(|entry| entry.key != TAG && entry.key != PASSWORD);
+        tagged.extend(others.map(|entry| (entry.key.as_ref(), entry.text.as_deref())));
         tagged.push((PASSWORD, Some(password)));
         let wanted = tag(&mut tagged);
         let given = self.text(TAG).unwrap_or_default();
@@ -265,6 +352,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_last_of_two_values_counts() {
+        let text =
+            r#"{"b":1,"__type":"a","b":"x","__sender-name":null,"__hash-string":"","b":[2]}"#;
+        let packet = Packet::parse(text.as_bytes()).unwrap();
+        assert_eq!((packet.json("b"), packet.text("b")), (Some("[2]"), None));
+        assert_eq!((packet.number("b"), packet.json("c")), (None, None));
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_decided(datagram in prop::collection::vec(any::<u8>(), 0..200)) {
@@ -301,10 +397,11 @@ mod tests {
             prop_assert_eq!(packet.text("message"), Some(message.as_str()));
             prop_assert_eq!(packet.text("__destination-name"), Some(name.as_str()));
             prop_assert_eq!(packet.sender(), None);
-            let address = packet.value("__destination-address").unwrap();
-            prop_assert_eq!(address, &serde_json::json!(["192.0.2.1", 5160]));
-            let servers = packet.value("servers").unwrap();
-            prop_assert_eq!(servers, &serde_json::json!([{"name": name, "password-required": true}]));
+            let json = |key| serde_json::from_str(packet.json(key).unwrap()).unwrap();
+            let address: serde_json::Value = json("__destination-address");
+            prop_assert_eq!(address, serde_json::json!(["192.0.2.1", 5160]));
+            let servers: serde_json::Value = json("servers");
+            prop_assert_eq!(servers, serde_json::json!([{"name": name, "password-required": true}]));
         }
     }
 }
