@@ -213,6 +213,8 @@ impl TurnService {
             opening: Some(Box::new(Waiting {
                 sockets: 0,
                 is_pair: wish.parity == Parity::EvenPair,
+                is_half: false,
+                pairs_left: TRIES,
                 is_abandoned: false,
                 reply: request.reply.clone(),
             })),
@@ -404,6 +406,47 @@ impl TurnService {
             );
         } else {
             self.fail_opening(opening.allocation, opening.family);
+            if let Some(allocation) = self.allocations.get(opening.allocation)
+                && let Some(waiting) = &mut allocation.opening
+            {
+                waiting.is_half = waiting.is_pair && refusal == RelayRefusal::InUse;
+            }
+        }
+    }
+
+    /// When a stranger has one port of a pair: gives up the pair and has another one opened.
+    fn try_another_pair(&mut self, step: &mut Step<'_>, index: u32) {
+        let Some(allocation) = self.allocations.get(index) else {
+            return;
+        };
+        let Some(waiting) = allocation.opening.as_mut() else {
+            return;
+        };
+        if waiting.sockets > 0
+            || !std::mem::take(&mut waiting.is_half)
+            || waiting.is_abandoned
+            || waiting.pairs_left == 0
+        {
+            return;
+        }
+        waiting.pairs_left -= 1;
+        let Some(family) = Family::ALL
+            .into_iter()
+            .find(|family| allocation.failed[family.place()].take().is_some())
+        else {
+            return;
+        };
+        let even = allocation.relayed[family.place()].take();
+        let even = even.map(|relayed| (relayed.socket, relayed.port));
+        let odd = allocation.reserved.take();
+        let odd = odd.map(|reserved| (reserved.socket, reserved.port));
+        for (socket, port) in [even, odd].into_iter().flatten() {
+            self.close(step, family, socket, port);
+        }
+        if let Err(Reject(error)) = self.open(step, index, family, Parity::EvenPair)
+            && let Some(allocation) = self.allocations.get(index)
+        {
+            allocation.failed[family.place()] = Some(error);
         }
     }
 
@@ -428,6 +471,7 @@ impl TurnService {
 
     /// When all sockets of an allocation are open, or not to be had: lets it relay and answers.
     pub(super) fn finish_if_opened(&mut self, step: &mut Step<'_>, index: u32) {
+        self.try_another_pair(step, index);
         let allocation = self
             .allocations
             .get(index)

@@ -72,6 +72,10 @@ pub(super) struct Waiting {
     pub sockets: u8,
     /// Whether a second port is to be reserved, without which the request fails.
     pub is_pair: bool,
+    /// Whether a stranger has one port of the pair, so that another pair may do.
+    pub is_half: bool,
+    /// How many other pairs may be tried.
+    pub pairs_left: u8,
     /// Whether the client's stream has ended meanwhile: the sockets are closed as soon as all are opened.
     pub is_abandoned: bool,
     /// The answer that waits for them.

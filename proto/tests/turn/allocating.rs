@@ -346,6 +346,22 @@ fn half_a_pair_is_closed_again() {
     }
 }
 
+#[test]
+fn another_pair_is_tried_when_a_stranger_has_a_port() {
+    let mut server = Server::with(TurnConfig {
+        relay_ports: 50_000..=50_007,
+        ..config()
+    });
+    server.in_use = vec![50_001, 50_002, 50_005];
+    let pair = client(1).allocate_with(&mut server, &|w| {
+        w.attribute(attr::EVEN_PORT, &[0x80]);
+    });
+    assert_eq!(pair.ok().relayed()[0].port(), 50_006);
+    let mut open: Vec<u16> = server.open.values().map(|at| at.port()).collect();
+    open.sort_unstable();
+    assert_eq!(open, [50_006, 50_007]);
+}
+
 /// Hosts a session from the address of a client; returns the code of the answer, 0 for success.
 fn host(server: &mut Server, client: &mut Client) -> u16 {
     let mut nonce: Option<Vec<u8>> = None;
