@@ -4,6 +4,7 @@
 pub mod clients;
 pub mod forwarder;
 pub mod generator;
+pub mod noray;
 pub mod process;
 pub mod relay;
 pub mod sans_io;

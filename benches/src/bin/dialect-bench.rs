@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use sha2::{Digest, Sha256};
 use waypost_benches::clients::{BATCH, Clients};
+use waypost_benches::noray::{Noray, Player};
 use waypost_benches::process::{ServerProcess, pin_to_core};
 use waypost_benches::waypost::end;
 use waypost_proto::dialect::Dialect;
@@ -61,7 +62,70 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
+/// Commands in a piece.
+const AT_ONCE: usize = 32;
+
+/// noray: secret ids that are shown again by UDP, and commands on connections.
+fn noray_round(arguments: &Arguments) -> io::Result<Vec<(&'static str, f64)>> {
+    let started = Noray::new("noray", &["--io", &arguments.io, "--coalesce-us", "0"])
+        .spawn(arguments.server_core)?;
+    let mut clients = Clients::open(2)?;
+    let players: io::Result<Vec<Player>> = (0..arguments.sessions)
+        .map(|n| started.player(&mut clients, end(2 * n)))
+        .collect();
+    let mut players = players?;
+    let pids = players.iter().map(|player| player.pid.clone().into_bytes());
+    let pids: Requests = pids.collect();
+    let server = started.registrar;
+    let mut bench = Bench {
+        process: started.process,
+        server,
+        clients,
+        sessions: arguments.sessions,
+    };
+    let shown = bench.run(arguments.requests, &[(0, &pids)])?;
+    let mut rates = vec![("secret id (UDP)", shown)];
+    // One command of each connection at a time: two lines of answer, both to who asked.
+    let asks = players
+        .iter()
+        .map(|player| format!("connect {}\n", player.oid));
+    let asks: Vec<String> = asks.collect();
+    let before = bench.process.cpu_time()?;
+    let laps = (arguments.requests / arguments.sessions).max(1);
+    for _ in 0..laps {
+        for at_once in 0..arguments.sessions.div_ceil(BATCH) {
+            let some = at_once * BATCH..((at_once + 1) * BATCH).min(arguments.sessions);
+            for n in some.clone() {
+                players[n].send(asks[n].as_bytes())?;
+            }
+            for n in some {
+                players[n].line()?;
+                players[n].line()?;
+            }
+        }
+    }
+    let cpu = bench.process.cpu_time()? - before;
+    let asked = (laps * arguments.sessions) as f64;
+    rates.push(("connect (TCP, two answers)", asked / cpu.as_secs_f64()));
+    // Several at once, as whoever means to hurt does.
+    let before = bench.process.cpu_time()?;
+    for n in 0..arguments.requests / AT_ONCE {
+        let n = n % arguments.sessions;
+        players[n].send(asks[n].repeat(AT_ONCE).as_bytes())?;
+        for _ in 0..2 * AT_ONCE {
+            players[n].line()?;
+        }
+    }
+    let cpu = bench.process.cpu_time()? - before;
+    let asked = (arguments.requests / AT_ONCE * AT_ONCE) as f64;
+    rates.push(("connect (TCP, 32 in a piece)", asked / cpu.as_secs_f64()));
+    Ok(rates)
+}
+
 fn round(arguments: &Arguments, dialect: Dialect) -> io::Result<Vec<(&'static str, f64)>> {
+    if dialect == Dialect::Noray {
+        return noray_round(arguments);
+    }
     let program = std::env::current_exe()?.with_file_name("waypost-server");
     let listen = format!("--{}-listen", dialect.name());
     let options = [
@@ -151,6 +215,7 @@ impl Bench {
                     self.run(requests, &[(guests, &join)])?,
                 ));
             }
+            Dialect::Noray => unreachable!("it has a measurement of its own"),
             Dialect::GodotP2p => {
                 let local = r#""local-address":["192.168.1.2",5000],"#;
                 let host = all(&|n| {

@@ -15,6 +15,7 @@ use clap::Parser;
 use waypost_benches::clients::Clients;
 use waypost_benches::forwarder::Forwarder;
 use waypost_benches::generator::{Load, Outcome, Shape, run};
+use waypost_benches::noray::Noray;
 use waypost_benches::process::pin_to_core;
 use waypost_benches::relay::RelayServer;
 use waypost_benches::turn::{Mode, Topology, TurnCommand, TurnRelay};
@@ -80,6 +81,14 @@ fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>>
         }
         Some((shape, server)) => return turn_server(name, shape, server, arguments),
         None => {}
+    }
+    if let Some(variant) = name.strip_prefix("noray") {
+        let unknown = || io::Error::other(format!("there is no server {name}"));
+        let (io, wait) = backend_and_wait(variant).ok_or_else(unknown)?;
+        return Ok(Box::new(Noray::new(
+            name,
+            &["--io", io, "--coalesce-us", wait],
+        )));
     }
     if let Some(variant) = name.strip_prefix("waypost") {
         return waypost(name, variant);

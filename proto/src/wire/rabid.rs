@@ -192,21 +192,34 @@ fn players_max(text: &[u8]) -> Option<u8> {
 
 /// What a client is told went wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "the words say it")]
 pub enum ErrorWord {
+    /// No colon, or a field that is not as it should be.
     InvalidRequest,
+    /// Somebody else hosts a session of that name.
     SessionExists,
+    /// There is no session of that name that one can join.
     SessionNonExistent,
+    /// A wrong password, or none where one is needed.
     PasswordMismatch,
+    /// A start with nobody to start with.
     OnlyOnePlayerInSession,
+    /// As many players as the host wanted.
     SessionFull,
+    /// Another player of the session has that name.
     PlayerNameInUse,
+    /// The session has no such player at this address.
     NonExistentPlayer,
+    /// Only the host may do that.
     NonHostPlayer,
+    /// The host has removed this player.
     KickedByHost,
+    /// The player has left, as it asked.
     PlayerExitedSession,
+    /// A confirmation of what has not begun.
     SessionNotStarted,
+    /// The session has lasted too long.
     SessionTimeout,
+    /// The player was silent for too long.
     PlayerTimeout,
 }
 

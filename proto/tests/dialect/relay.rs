@@ -1,5 +1,6 @@
 //! The invisible relay: which pairs are relayed, how packets go, what becomes of the ports.
 
+use proptest::prelude::*;
 use waypost_proto::addr::Addr;
 use waypost_proto::dialect::{Dialect, DialectConfig, RelayMode};
 use waypost_proto::shard::Verdict;
@@ -150,7 +151,7 @@ fn force_relays_everybody() {
     world.pass(200_000);
     assert_eq!(world.inspect().dialects[2], 0);
     assert_eq!(world.inspect().relay_sockets, 0);
-    assert_eq!(world.open.len(), Dialect::ALL.len());
+    assert_eq!(world.open.len(), Dialect::ALL.len() + 1);
 }
 
 #[test]
@@ -319,4 +320,41 @@ fn a_player_relays_within_limits() {
         (400..=600).contains(&sent),
         "a quarter of a second's worth: {sent}"
     );
+}
+
+proptest! {
+    /// Whatever comes to relay ports from whomever, a packet goes only to an address that has sent to the twin of the port that it came to,
+    /// has its player's IP address, and leaves from that twin.
+    #[test]
+    fn packets_go_to_who_has_sent(
+        packets in prop::collection::vec((any::<bool>(), 1u8..4, 0u16..3, 0u64..40_000), 1..60),
+    ) {
+        let mut world = World::new(config(RelayMode::Force));
+        let (of_bob, of_ann) = rabid(&mut world, "Room");
+        let mut latched = [None; 2];
+        // The addresses are repeated meanwhile.
+        world.pass(1000);
+        world.take();
+        for (to_bob, ip, port, ms) in packets {
+            let from = addr(&format!("198.51.100.{ip}:{}", 40_000 + port));
+            let (view, viewer, here, there) = match to_bob {
+                true => (of_bob, ann(), 0, 1),
+                false => (of_ann, bob(), 1, 0),
+            };
+            if !world.open.values().any(|open| *open == view) {
+                break;
+            }
+            world.deliver(from, view, b"x");
+            if from.ip() == viewer.ip() && latched[here].is_none() {
+                latched[here] = Some(from);
+            }
+            let twin = if to_bob { of_ann } else { of_bob };
+            let went: Vec<_> = world.take().iter().map(|sent| (sent.from, sent.to)).collect();
+            let goes = latched[here] == Some(from);
+            let expected = latched[there].filter(|_| goes).map(|to| (twin, to));
+            prop_assert_eq!(went, Vec::from_iter(expected));
+            world.pass(ms);
+            let _ = world.inspect();
+        }
+    }
 }
