@@ -1,16 +1,17 @@
 //! The command line: what may be typed ([`Arguments`]) and what it comes to, checked ([`Plan`]). Opens nothing.
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Parser, ValueEnum};
-use waypost_proto::agent::{Credential, DATAGRAM_MAX};
+use waypost_proto::agent::Credential;
 
 use crate::expect::{Expectation, parse_duration};
 use crate::failure::Failure;
 use crate::payload;
+use crate::protocol::{Protocol, TurnFraming, TurnMode};
 
 /// Datagrams per second that a flow carries if nobody says otherwise: a game's usual rate.
 const FLOW_RATE: u64 = 20;
@@ -34,19 +35,28 @@ struct Arguments {
     /// Server to load; without it this process hosts one on 127.0.0.1. Load only servers that are yours.
     #[arg(long, value_name = "HOST:PORT")]
     target: Option<String>,
-    /// Protocol of the sessions; this version speaks `native`
-    #[arg(long, default_value = "native")]
-    protocol: String,
+    /// Protocol of the sessions
+    #[arg(long, value_enum, default_value_t = Protocol::Native)]
+    protocol: Protocol,
+    /// With `--protocol turn`: who is at the other end
+    #[arg(long, value_enum, default_value_t = TurnMode::Pairs)]
+    turn_mode: TurnMode,
+    /// With `--protocol turn`: how clients wrap their data
+    #[arg(long, value_enum, default_value_t = TurnFraming::Channel)]
+    turn_framing: TurnFraming,
     /// Sessions at a time
     #[arg(long, value_name = "N", default_value_t = 1000)]
     sessions: u32,
-    /// Members of each session, 2 to 255; every member sends to every other
+    /// Members of each session, 2 to 255
     #[arg(long, value_name = "M", default_value_t = 2)]
     members: u8,
+    /// Who sends to whom [default: mesh; star with `--turn-mode peer`]
+    #[arg(long, value_enum)]
+    topology: Option<Topology>,
     /// Datagrams per second, all sessions together [default: 20 for each pair and direction, at most 20000]
     #[arg(long, value_name = "PPS")]
     rate: Option<u64>,
-    /// Bytes of each datagram, without the relay's 4
+    /// Bytes of each datagram's payload, 40 to 1200 (native: 1196)
     #[arg(long, value_name = "BYTES", default_value_t = 200)]
     size: usize,
     /// Seconds that are measured
@@ -64,7 +74,10 @@ struct Arguments {
     /// How the generator (and a server that it hosts) sends and receives
     #[arg(long, value_enum, default_value_t = IoChoice::Auto)]
     io: IoChoice,
-    /// Credential for servers that ask for one; NAME is `expiry:user`
+    /// Address to send from, in place of one of 127.0.0.0/8 for each member; repeatable
+    #[arg(long, value_name = "IP")]
+    source: Vec<IpAddr>,
+    /// Credential: TURN's user, or `expiry:user` for servers that let only those host
     #[arg(long, value_name = "NAME:PASSWORD")]
     user: Option<String>,
     /// Writes the report as JSON
@@ -106,15 +119,34 @@ impl IoChoice {
     }
 }
 
+/// Who sends to whom in a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Topology {
+    /// Every member to every other.
+    Mesh,
+    /// The host to everybody, and everybody to the host.
+    Star,
+}
+
 /// A load that can be run.
 #[derive(Clone)]
 pub struct Plan {
     /// The server; `None`: this process hosts it.
     pub target: Option<SocketAddr>,
+    /// What sessions speak.
+    pub protocol: Protocol,
+    /// For TURN.
+    pub turn_mode: TurnMode,
+    /// For TURN.
+    pub turn_framing: TurnFraming,
     /// Sessions at a time, at least 1.
     pub sessions: u32,
     /// Members of each, at least 2.
     pub members: u8,
+    /// Who sends to whom.
+    pub topology: Topology,
+    /// Where members send from; empty: the generator chooses.
+    pub sources: Vec<IpAddr>,
     /// Datagrams per second, all together.
     pub rate: u64,
     /// Bytes of a payload.
@@ -146,15 +178,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Flows: each member of a session to each other one.
+    /// Flows of all sessions.
     pub fn flows(&self) -> u64 {
-        u64::from(self.sessions) * self.flows_per_session()
+        u64::from(self.sessions) * self.directions().len() as u64
     }
 
-    /// Flows of one session.
-    pub fn flows_per_session(&self) -> u64 {
-        let members = u64::from(self.members);
-        members * (members - 1)
+    /// Who sends to whom in one session, by number.
+    pub fn directions(&self) -> Vec<(u8, u8)> {
+        let members = self.members;
+        let pairs = (0..members).flat_map(|from| (0..members).map(move |to| (from, to)));
+        pairs
+            .filter(|(from, to)| from != to)
+            .filter(|(from, to)| self.topology == Topology::Mesh || *from == 0 || *to == 0)
+            .collect()
     }
 }
 
@@ -194,7 +230,7 @@ pub fn read(arguments: Vec<String>, cores: usize) -> Result<Asked, Failure> {
 }
 
 fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Failure> {
-    check_protocol(&given.protocol)?;
+    let topology = topology(&given)?;
     let target = given.target.as_deref().map(resolve).transpose()?;
     in_range("--sessions", given.sessions as f64, 1.0, 1e6)?;
     in_range("--members", f64::from(given.members), 2.0, 255.0)?;
@@ -209,7 +245,7 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
         "--size",
         given.size as f64,
         payload::SIZE_MIN as f64,
-        DATAGRAM_MAX as f64,
+        given.protocol.payload_max() as f64,
     )?;
     in_range("--duration", given.duration, 0.1, 86_400.0)?;
     in_range("--warm-up", given.warm_up, 0.0, 3_600.0)?;
@@ -230,9 +266,22 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
         .collect::<Result<_, _>>()?;
     let lag_limit = parse_duration(&given.lag_limit)
         .map_err(|wrong| Failure::configuration("--lag-limit", wrong))?;
+    let mut credential = given.user.as_deref().map(credential).transpose()?;
+    if given.protocol == Protocol::Turn && target.is_none() {
+        // The server that is hosted knows this one.
+        credential.get_or_insert_with(|| Credential {
+            username: "loadgen".to_owned(),
+            password: "of-this-process".to_owned(),
+        });
+    }
     let threads = given.threads.unwrap_or((cores / 2).max(1));
     let mut plan = Plan {
         target,
+        protocol: given.protocol,
+        turn_mode: given.turn_mode,
+        turn_framing: given.turn_framing,
+        topology,
+        sources: given.source,
         sessions: given.sessions,
         members: given.members,
         rate: 0,
@@ -242,7 +291,7 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
         churn: given.churn,
         threads: threads.min(given.sessions as usize),
         io: given.io,
-        credential: given.user.as_deref().map(credential).transpose()?,
+        credential,
         json: given.json,
         hgrm: given.hgrm,
         expectations,
@@ -258,17 +307,16 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
     Ok(plan)
 }
 
-fn check_protocol(protocol: &str) -> Result<(), Failure> {
-    match protocol {
-        "native" => Ok(()),
-        "turn" | "noray" | "rabid" | "simple" | "godot-p2p" => Err(Failure::configuration(
-            format!("--protocol {protocol} is not spoken by this version"),
-            "use --protocol native",
+fn topology(given: &Arguments) -> Result<Topology, Failure> {
+    let plain_peers = given.protocol == Protocol::Turn && given.turn_mode == TurnMode::Peer;
+    match given.topology {
+        Some(Topology::Mesh) if plain_peers && given.members > 2 => Err(Failure::configuration(
+            "--topology mesh has no way between plain peers",
+            "use --topology star or --turn-mode pairs",
         )),
-        other => Err(Failure::configuration(
-            format!("there is no protocol `{other}`"),
-            "use --protocol native",
-        )),
+        None if plain_peers => Ok(Topology::Star),
+        None => Ok(Topology::Mesh),
+        Some(topology) => Ok(topology),
     }
 }
 
@@ -301,7 +349,7 @@ fn credential(user: &str) -> Result<Credential, Failure> {
         .ok_or_else(|| {
             Failure::configuration(
                 "--user is not NAME:PASSWORD",
-                "NAME is `expiry:user` as the game's backend made it",
+                "NAME is TURN's user, or `expiry:user` as the game's backend made it",
             )
         })?;
     Ok(Credential {
@@ -378,17 +426,40 @@ mod tests {
     }
 
     #[test]
+    fn directions_follow_the_topology() {
+        let directions = |arguments: &[&str]| asked(arguments).unwrap().directions();
+        let star = ["--members", "3", "--topology", "star"];
+        assert_eq!(directions(&star), [(0, 1), (0, 2), (1, 0), (2, 0)]);
+        assert_eq!(directions(&star[..2]).len(), 6);
+        let peers = [&star[..2], &["--protocol", "turn", "--turn-mode", "peer"]].concat();
+        assert_eq!(directions(&peers).len(), 4);
+    }
+
+    #[test]
     fn bad_values_end_in_one_line_that_names_the_remedy() {
         for (arguments, hint) in [
             (&["--sessions", "0"][..], "from 1 to"),
             (&["--members", "1"], "from 2 to 255"),
-            (&["--size", "20"], "from 44 to 1196"),
-            (&["--size", "5000"], "from 44 to 1196"),
+            (&["--size", "20"], "from 40 to 1196"),
+            (&["--size", "5000"], "from 40 to 1196"),
             (&["--duration", "NaN"], "from 0.1"),
             (&["--rate", "0"], "from 1 to"),
             (&["--threads", "0"], "from 1 to"),
-            (&["--protocol", "turn"], "not spoken by this version"),
-            (&["--protocol", "quic"], "no protocol"),
+            (&["--protocol", "quic"], "see --help"),
+            (&["--protocol", "turn", "--size", "1201"], "from 40 to 1200"),
+            (
+                &[
+                    "--protocol",
+                    "turn",
+                    "--turn-mode",
+                    "peer",
+                    "--members",
+                    "3",
+                    "--topology",
+                    "mesh",
+                ],
+                "no way between plain peers",
+            ),
             (&["--target", "127.0.0.1"], "HOST:PORT"),
             (&["--target", "0.0.0.0:3478"], "listening udp"),
             (&["--user", "alice"], "expiry:user"),

@@ -261,7 +261,7 @@ impl Report {
             seed: plan.seed,
             load: LoadFigures {
                 target: self.run.target.to_string(),
-                protocol: "native",
+                protocol: plan.protocol.name(),
                 sessions: plan.sessions,
                 members: plan.members,
                 rate_per_sec: plan.rate,

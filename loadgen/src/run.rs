@@ -1,7 +1,6 @@
 //! A run from its plan to its report: the server if none is named, the threads, the moment when the load begins, and the
 //! sum of what they counted.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -17,10 +16,11 @@ use crate::environment::{Environment, cores, receive_buffer_errors};
 use crate::failure::Failure;
 use crate::gate::Gate;
 use crate::progress::Progress;
+use crate::protocol::Kit;
 use crate::report::{Report, Run};
 use crate::schedule::Rate;
 use crate::self_host::SelfHosted;
-use crate::sockets;
+use crate::sockets::{self, Sources};
 use crate::tally::Tally;
 use crate::worker::{Message, Share, Worker};
 
@@ -53,7 +53,14 @@ pub fn run(plan: Plan) -> Result<Report, Failure> {
         cores.get(hosted.shards()..).unwrap_or_default()
     });
     let errors_before = receive_buffer_errors();
-    let tally = run_threads(&plan, target, use_ring, pinned_to)?;
+    let kit = Kit {
+        protocol: plan.protocol,
+        server: target,
+        credential: plan.credential.clone(),
+        turn_mode: plan.turn_mode,
+        turn_framing: plan.turn_framing,
+    };
+    let tally = run_threads(&plan, &kit, use_ring, pinned_to)?;
     let receive_buffer_errors = receive_buffer_errors().saturating_sub(errors_before);
     Ok(Report::new(Run {
         environment: Environment::detect(cores.len(), plan.command_line.clone()),
@@ -90,15 +97,16 @@ fn spare_sockets(plan: &Plan) -> u64 {
 
 fn run_threads(
     plan: &Plan,
-    target: SocketAddr,
+    kit: &Kit,
     use_ring: bool,
     pinned_to: &[usize],
 ) -> Result<Tally, Failure> {
+    let sources = Sources::new(kit.server, &plan.sources)?;
     let clock = Clock::start();
     let gate = Arc::new(Gate::default());
     let (sender, messages) = unbounded();
     std::thread::scope(|scope| {
-        for share in shares(plan, target) {
+        for share in shares(plan, kit, &sources) {
             let core = pinned_to.get(share.thread).copied();
             let (gate, sender) = (Arc::clone(&gate), sender.clone());
             let spare = spare_sockets(plan);
@@ -164,7 +172,8 @@ impl Life {
 }
 
 /// What each thread gets of the load.
-fn shares(plan: &Plan, target: SocketAddr) -> Vec<Share> {
+fn shares(plan: &Plan, kit: &Kit, sources: &Sources) -> Vec<Share> {
+    let directions: Arc<[(u8, u8)]> = plan.directions().into();
     let threads = u32::try_from(plan.threads).expect("at most 128 threads");
     // Differs between runs even if their seed is the same, so that nobody takes late datagrams of an earlier run for their own.
     let run = std::process::id() ^ (plan.seed as u32).rotate_left(16);
@@ -186,8 +195,9 @@ fn shares(plan: &Plan, target: SocketAddr) -> Vec<Share> {
                 },
                 size: plan.size,
                 churn: plan.churn * sessions as f64 / f64::from(plan.sessions),
-                server: target,
-                credential: plan.credential.clone(),
+                kit: kit.clone(),
+                directions: Arc::clone(&directions),
+                sources: sources.clone(),
                 run,
                 seed: plan.seed,
                 warm_up: plan.warm_up,

@@ -9,6 +9,7 @@ use waypost_server::serve::Server;
 
 use crate::cli::Plan;
 use crate::failure::Failure;
+use crate::protocol::Protocol;
 
 /// A shard publishes its numbers at least this often.
 const PUBLISHED_WITHIN: Duration = Duration::from_secs(1);
@@ -16,6 +17,9 @@ const PUBLISHED_WITHIN: Duration = Duration::from_secs(1);
 /// More than a member can send.
 const PACKETS_PER_SEC: &str = "10000000";
 const BYTES_PER_SEC: &str = "4294967295";
+
+/// More than by default, for more allocations than a server of that size would be given.
+const RELAY_PORTS: &str = "10000-65535";
 
 /// A server on 127.0.0.1, on a port that the kernel chose.
 pub struct SelfHosted {
@@ -51,7 +55,7 @@ impl SelfHosted {
         } else {
             "false"
         };
-        let options = [
+        let mut options = vec![
             ("--shards", shard_option.as_str()),
             ("--pin", pin),
             ("--io", plan.io.name()),
@@ -59,8 +63,19 @@ impl SelfHosted {
             ("--max-members", &members),
             ("--member-packets-per-sec", PACKETS_PER_SEC),
             ("--member-bytes-per-sec", BYTES_PER_SEC),
-        ]
-        .map(|(name, value)| [name, value]);
+        ];
+        let user = plan.credential.as_ref();
+        let user = user.map(|given| format!("{}:{}", given.username, given.password));
+        if plan.protocol == Protocol::Turn {
+            options.extend([
+                ("--user", user.as_deref().unwrap_or_default()),
+                ("--max-allocations", &members),
+                ("--relay-ports", RELAY_PORTS),
+                // The plain peers of `--turn-mode peer` are sockets of this host.
+                ("--allow-peer", "127.0.0.0/8"),
+            ]);
+        }
+        let options: Vec<[&str; 2]> = options.into_iter().map(<[&str; 2]>::from).collect();
         let server = Server::start_with(options.as_flattened()).map_err(|error| {
             Failure::configuration(
                 format!("no server can be hosted here ({error})"),
@@ -84,7 +99,8 @@ impl SelfHosted {
     pub fn finish(self) -> ServerReport {
         let metrics = std::sync::Arc::clone(self.server.metrics());
         let give_up = Instant::now() + PUBLISHED_WITHIN;
-        while metrics.total("waypost_sessions") > 0 && Instant::now() < give_up {
+        let left = || metrics.total("waypost_sessions") + metrics.total("waypost_allocations");
+        while left() > 0 && Instant::now() < give_up {
             std::thread::sleep(Duration::from_millis(20));
         }
         let report = ServerReport {

@@ -1,5 +1,5 @@
 //! One generator thread: many members' sockets in one packet backend, their sessions, and the load on a schedule. A turn:
-//! receive, let agents act, let sessions come and go, send what is due. Per datagram it allocates nothing, takes no lock
+//! receive, let members act, let sessions come and go, send what is due. Per datagram it allocates nothing, takes no lock
 //! and reads no clock.
 
 use std::cmp::Reverse;
@@ -13,7 +13,6 @@ use crossbeam::channel::Sender;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
-use waypost_proto::agent::{Agent, Config, Credential, PathPolicy, Probing};
 use waypost_proto::time::Millis;
 use waypost_server::packet_io::{PacketIo, Received, SocketId};
 
@@ -21,10 +20,11 @@ use crate::clock::{Clock, Now};
 use crate::failure::Failure;
 use crate::gate::{Gate, Period};
 use crate::payload::{Expected, Fault, PayloadWriter, Stamp};
+use crate::place::{Member, Place, Stage};
+use crate::protocol::{Heard, Kit, Outbox};
 use crate::schedule::{Due, Rate, Schedule};
 use crate::sequence::Arrival;
-use crate::session::{Attention, Member, Place, Stage};
-use crate::sockets;
+use crate::sockets::{self, Sources};
 use crate::tally::Tally;
 
 /// Sessions of one thread that are set up or closed at the same time.
@@ -33,8 +33,8 @@ const IN_TRANSITION: usize = 64;
 const SENDS_PER_TURN: usize = 64;
 /// Longest sleep.
 const TURN_NS: u64 = 5_000_000;
-/// Every agent is looked after at least this often, because data change what it waits for. Milliseconds.
-const AGENT_MS: u64 = 1_000;
+/// Every member is looked after at least this often, because data change what it waits for. Milliseconds.
+const MEMBER_MS: u64 = 1_000;
 /// How long the last datagrams may take, nanoseconds.
 const SETTLING_NS: u64 = 1_000_000_000;
 /// How long closing all sessions may take, nanoseconds.
@@ -57,10 +57,12 @@ pub struct Share {
     pub size: usize,
     /// Sessions that this thread replaces: as many per second.
     pub churn: f64,
-    /// The server.
-    pub server: std::net::SocketAddr,
-    /// For servers that ask for one.
-    pub credential: Option<Credential>,
+    /// What sessions are made from.
+    pub kit: Kit,
+    /// Who sends to whom in each session.
+    pub directions: Arc<[(u8, u8)]>,
+    /// What the members' sockets are bound to.
+    pub sources: Sources,
     /// Tells runs apart.
     pub run: u32,
     /// Where choices come from.
@@ -115,12 +117,12 @@ pub struct Worker<P> {
     clock: Clock,
     gate: Arc<Gate>,
     share: Share,
-    config: Config,
+    outbox: Outbox,
     rng: StdRng,
     places: Vec<Place>,
     /// Place and member of each socket.
     by_socket: AHashMap<SocketId, (u32, u8)>,
-    /// When to look after whose agent.
+    /// When to look after whom.
     timers: BinaryHeap<Reverse<(Millis, u32, u8)>>,
     /// Places that want a session.
     to_open: VecDeque<u32>,
@@ -147,22 +149,12 @@ pub struct Worker<P> {
 impl<P: PacketIo> Worker<P> {
     /// A thread's worker over `io`.
     pub fn new(io: P, share: Share, clock: Clock, gate: Arc<Gate>) -> Self {
-        let config = Config {
-            policy: PathPolicy::RelayOnly,
-            probing: Probing::Off,
-            credential: share.credential.clone(),
-            ..Config::new(share.server.into(), "loadgen")
-        };
         let mut rng = StdRng::seed_from_u64(share.seed ^ (share.thread as u64) << 48);
         let count = u32::try_from(share.places.len()).expect("at most a million sessions");
         let mut directions: Vec<Direction> = (0..count)
             .flat_map(|place| {
-                let members = share.members;
-                (0..members).flat_map(move |from| {
-                    (0..members)
-                        .filter(move |to| *to != from)
-                        .map(move |to| Direction { place, from, to })
-                })
+                let each = share.directions.iter();
+                each.map(move |&(from, to)| Direction { place, from, to })
             })
             .collect();
         directions.shuffle(&mut rng);
@@ -171,7 +163,7 @@ impl<P: PacketIo> Worker<P> {
             io,
             clock,
             gate,
-            config,
+            outbox: Outbox::default(),
             rng,
             places: share.places.clone().map(Place::new).collect(),
             by_socket: AHashMap::with_capacity(members * 2),
@@ -251,26 +243,27 @@ impl<P: PacketIo> Worker<P> {
         };
         let (index, to) = (p as usize, usize::from(m));
         let bytes = self.io.payload(&received.buf);
-        let is_data = bytes.first().is_some_and(|first| first >> 6 == 1);
         let place = &mut self.places[index];
-        let member = &mut place.members[to];
-        let delivery = member
-            .agent
-            .handle_datagram(now.millis(), received.from.into(), bytes);
-        let Some(delivery) = delivery else {
-            self.tally.refused += u64::from(is_data);
-            if !is_data {
-                self.pump(now, index, to);
-            }
+        let Some(session) = &mut place.session else {
             return;
         };
-        let from = place.member_in(delivery.from).filter(|from| *from != to);
+        let (from, range) = match session.receive(to, now, received.from, bytes, &mut self.outbox) {
+            Heard::Data { from, range } => (Some(from).filter(|from| *from != to), range),
+            Heard::Refused => {
+                self.tally.refused += 1;
+                return;
+            }
+            Heard::Control => {
+                self.carry_out(now, index, to);
+                return;
+            }
+        };
         let expected = Expected {
             run: self.share.run,
             size: self.share.size,
             flow: from.map(|from| place.flow_id(from, to)),
         };
-        let (stamp, flow) = match (expected.read(&bytes[delivery.range]), from) {
+        let (stamp, flow) = match (expected.read(&bytes[range]), from) {
             (Ok(stamp), Some(from)) => (stamp, place.flow_index(from, to)),
             (Err(Fault::Corrupted), _) => {
                 self.tally.corrupted += 1;
@@ -301,36 +294,39 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    /// Sends what the agent of a member wants sent, hears what it has to tell, and sees to it that it is looked after.
-    fn pump(&mut self, now: Now, p: usize, m: usize) {
-        if self.pump_one(now, p, m) == Attention::All {
-            for m in 0..self.places[p].members.len() {
-                self.pump_one(now, p, m);
-            }
+    /// Does what a session wants done after a call for member `m`.
+    fn carry_out(&mut self, now: Now, p: usize, m: usize) {
+        let place = &mut self.places[p];
+        for (from, to, bytes) in self.outbox.transmits() {
+            self.io.send(place.members[from].socket, to, bytes);
         }
+        place.on_steps(now, &mut self.outbox, &mut self.tally);
+        if self.outbox.touches_all {
+            for m in 0..place.members.len() {
+                self.arm(now, p, m);
+            }
+        } else {
+            self.arm(now, p, m);
+        }
+        self.outbox.clear();
     }
 
-    fn pump_one(&mut self, now: Now, p: usize, m: usize) -> Attention {
+    /// Sees to it that a member is looked after.
+    fn arm(&mut self, now: Now, p: usize, m: usize) {
         let place = &mut self.places[p];
-        let member = &mut place.members[m];
-        while let Some(transmit) = member.agent.poll_transmit() {
-            let to = transmit.to.to_socket_addr();
-            self.io.send(member.socket, to, &transmit.bytes);
-        }
-        let attention = place.on_events(m, now, &mut self.tally);
-        let member = &mut place.members[m];
+        let Some(session) = &place.session else {
+            return;
+        };
         let soonest = now.millis() + 1;
-        let latest = now.millis() + AGENT_MS;
-        let at = member
-            .agent
-            .poll_timeout()
-            .map_or(latest, |at| at.clamp(soonest, latest));
+        let latest = now.millis() + MEMBER_MS;
+        let at = session.next_time(m);
+        let at = at.map_or(latest, |at| at.clamp(soonest, latest));
+        let member = &mut place.members[m];
         if member.armed.is_none_or(|armed| at < armed) {
             member.armed = Some(at);
             // Both fit: they index `places` and its members.
             self.timers.push(Reverse((at, p as u32, m as u8)));
         }
-        attention
     }
 
     fn run_timers(&mut self, now: Now) {
@@ -339,12 +335,17 @@ impl<P: PacketIo> Worker<P> {
                 break;
             }
             self.timers.pop();
-            let member = self.places[p as usize].members.get_mut(usize::from(m));
-            // An entry may be older than the agent, or overtaken by another one.
-            if let Some(member) = member.filter(|member| member.armed == Some(at)) {
+            let place = &mut self.places[p as usize];
+            let (Some(member), Some(session)) =
+                (place.members.get_mut(usize::from(m)), &mut place.session)
+            else {
+                continue;
+            };
+            // An entry may be older than the session, or overtaken by another one.
+            if member.armed == Some(at) {
                 member.armed = None;
-                member.agent.handle_timeout(now.millis());
-                self.pump(now, p as usize, usize::from(m));
+                session.on_time(usize::from(m), now, &mut self.outbox);
+                self.carry_out(now, p as usize, usize::from(m));
             }
         }
     }
@@ -438,10 +439,8 @@ impl<P: PacketIo> Worker<P> {
         while let Some(&p) = self.in_transition.get(at) {
             let place = &mut self.places[p as usize];
             place.check_deadline(now, &mut self.tally);
-            let closed = place.is_closed();
             match place.stage {
-                Stage::Opening(_) => at += 1,
-                Stage::Closing(_) if !closed => at += 1,
+                Stage::Opening(_) | Stage::Closing(_) => at += 1,
                 stage => {
                     self.in_transition.swap_remove(at);
                     self.settle(p, stage);
@@ -455,8 +454,8 @@ impl<P: PacketIo> Worker<P> {
             match self.places[p as usize].stage {
                 Stage::Draining(until) if now.ns < until => break,
                 Stage::Draining(_) | Stage::Open => {
-                    self.places[p as usize].close(now, &mut self.tally);
-                    self.pump(now, p as usize, 0);
+                    self.places[p as usize].close(now, &mut self.outbox);
+                    self.carry_out(now, p as usize, 0);
                     self.in_transition.push(p);
                 }
                 // It has failed meanwhile; its sockets go home with those of all others.
@@ -494,10 +493,10 @@ impl<P: PacketIo> Worker<P> {
     fn settle(&mut self, p: u32, stage: Stage) {
         match stage {
             Stage::Open if matches!(self.phase, Phase::Emptying(_)) => self.to_close.push_back(p),
-            Stage::Open | Stage::Opening(_) | Stage::Draining(_) => {}
-            Stage::Closing(_) | Stage::Vacant | Stage::Failed => {
+            Stage::Open | Stage::Opening(_) | Stage::Draining(_) | Stage::Closing(_) => {}
+            Stage::Closed | Stage::Vacant | Stage::Failed => {
                 self.vacate(p as usize);
-                if matches!(stage, Stage::Closing(_)) && self.phase == Phase::Running {
+                if stage == Stage::Closed && self.phase == Phase::Running {
                     self.tally.replaced += 1;
                     self.to_open.push_back(p);
                 }
@@ -511,18 +510,23 @@ impl<P: PacketIo> Worker<P> {
         let mut members = Vec::with_capacity(usize::from(count));
         for m in 0..count {
             let n = self.places[p].number * u32::from(count) + u32::from(m);
-            let socket = sockets::bind(self.share.server, n)?;
+            let (socket, address) = self.share.sources.bind(n)?;
             let socket = self
                 .io
                 .add_socket(socket)
                 .map_err(|error| sockets::refused(&error))?;
-            let agent = Agent::new(now.millis(), self.config.clone(), self.rng.random());
-            members.push(Member::new(agent, socket));
+            members.push(Member {
+                socket,
+                address,
+                armed: None,
+            });
             self.by_socket.insert(socket, (p as u32, m));
         }
-        self.places[p].open(now, members, &mut self.tally);
+        let addresses: Vec<_> = members.iter().map(|member| member.address).collect();
+        let session = self.share.kit.session(&addresses, now, &mut self.rng);
+        self.places[p].open(now.ns, now, members, session, &mut self.outbox);
         self.in_transition.push(p as u32);
-        self.pump(now, p, 0);
+        self.carry_out(now, p, 0);
         Ok(())
     }
 
@@ -564,18 +568,14 @@ impl<P: PacketIo> Worker<P> {
                 intended_ns: slot.intended_ns,
                 sent_ns: now.ns,
             });
-            let seat = place.seat(to);
-            let member = &mut place.members[from];
-            let framed = member
-                .agent
-                .frame(now.millis(), seat, data, &mut self.frame);
-            // A member that has just gone is told by an event; until then its slots are idle.
-            let Ok(address) = framed else {
+            let session = place.session.as_mut();
+            let framed = session.and_then(|s| s.frame(now, from, to, data, &mut self.frame));
+            let Some(address) = framed else {
                 self.tally.idle += measured;
                 continue;
             };
             self.io
-                .send(member.socket, address.to_socket_addr(), &self.frame);
+                .send(place.members[from].socket, address, &self.frame);
             place.flows[index].next_sequence += 1;
             self.published_sent += 1;
             if measured == 1 {

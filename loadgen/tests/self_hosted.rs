@@ -179,6 +179,40 @@ fn sessions_of_four_come_and_go_on_two_threads() {
     );
 }
 
+fn turn_load(name: &str, arguments: &[&str]) -> Load {
+    let turn = ["--protocol", "turn", "--sessions", "10", "--rate", "1000"];
+    let short = ["--duration", "1", "--warm-up", "0", "--size", "40"];
+    let load = load(name, &[&turn[..], &short, arguments].concat());
+    load.assert_faultless();
+    assert_eq!(load.output.status.code(), Some(0), "{}", load.text());
+    assert_eq!(load.count("sessions", "set_up"), 10);
+    assert_eq!(load.json["load"]["protocol"], "turn");
+    load
+}
+
+#[test]
+fn turn_clients_send_to_each_other() {
+    for framing in ["channel", "indication"] {
+        let name = format!("turn-{framing}");
+        let load = turn_load(&name, &["--turn-framing", framing]);
+        let times = |kind: &str| load.json["sessions"][kind]["count"].as_u64();
+        assert_eq!((times("host_ns"), times("join_ns")), (Some(10), Some(10)));
+        let gauge = load.json["server"]["counters"]["waypost_allocations"].as_u64();
+        assert_eq!(gauge, Some(0), "all allocations were given back");
+    }
+}
+
+#[test]
+fn turn_clients_exchange_data_with_plain_peers() {
+    for framing in ["channel", "indication"] {
+        let peers = ["--turn-mode", "peer", "--members", "3"];
+        let name = format!("turn-peer-{framing}");
+        let load = turn_load(&name, &[&peers[..], &["--turn-framing", framing]].concat());
+        assert_eq!(load.json["sessions"]["host_ns"]["count"], 10);
+        assert_eq!(load.json["sessions"]["join_ns"]["count"], 0);
+    }
+}
+
 #[test]
 fn an_expectation_that_fails_is_exit_code_99() {
     let load = load(
@@ -225,7 +259,7 @@ fn a_generator_that_cannot_keep_its_schedule_is_exit_code_98() {
 #[test]
 fn bad_options_are_one_line_and_exit_code_78() {
     for arguments in [
-        &["--protocol", "turn"][..],
+        &["--protocol", "quic"][..],
         &["--sessions", "none"],
         &["--expect", "p99<5"],
         &["--nonsense"],
