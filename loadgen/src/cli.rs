@@ -11,8 +11,12 @@ use waypost_proto::agent::Credential;
 use crate::expect::{Expectation, parse_duration};
 use crate::failure::Failure;
 use crate::payload;
+use crate::profile::Profile;
 use crate::protocol::{Protocol, TurnFraming, TurnMode};
+use crate::worker::Sizes;
 
+/// Bytes of a payload if nobody says otherwise.
+const SIZE_BY_DEFAULT: usize = 200;
 /// Datagrams per second that a flow carries if nobody says otherwise: a game's usual rate.
 const FLOW_RATE: u64 = 20;
 /// What all flows together carry at most if nobody says otherwise: two cores carry that with room to spare, server included.
@@ -47,18 +51,33 @@ struct Arguments {
     /// Sessions at a time
     #[arg(long, value_name = "N", default_value_t = 1000)]
     sessions: u32,
-    /// Members of each session, 2 to 255
-    #[arg(long, value_name = "M", default_value_t = 2)]
-    members: u8,
+    /// A game's traffic; --members, --topology, --hz, --size and --host-size change parts of it
+    #[arg(long, value_enum)]
+    profile: Option<Profile>,
+    /// Members of each session, 2 to 255 [default: 2]
+    #[arg(long, value_name = "M")]
+    members: Option<u8>,
     /// Who sends to whom [default: mesh; star with `--turn-mode peer`]
     #[arg(long, value_enum)]
     topology: Option<Topology>,
     /// Datagrams per second, all sessions together [default: 20 for each pair and direction, at most 20000]
     #[arg(long, value_name = "PPS")]
     rate: Option<u64>,
-    /// Bytes of each datagram's payload, 40 to 1200 (native: 1196)
-    #[arg(long, value_name = "BYTES", default_value_t = 200)]
-    size: usize,
+    /// Datagrams per second from each member to each that it sends to, in place of --rate
+    #[arg(long, value_name = "HZ", conflicts_with = "rate")]
+    hz: Option<u32>,
+    /// Bytes of each datagram's payload, 40 to 1200 (native: 1196) [default: 200]
+    #[arg(long, value_name = "BYTES")]
+    size: Option<usize>,
+    /// The same of those that the host sends [default: as --size]
+    #[arg(long, value_name = "BYTES")]
+    host_size: Option<usize>,
+    /// How datagrams are spread over time
+    #[arg(long, value_enum, default_value_t = Arrivals::Constant)]
+    arrivals: Arrivals,
+    /// Begins at this rate; it changes evenly to --rate until the end
+    #[arg(long, value_name = "PPS")]
+    ramp_from: Option<u64>,
     /// Seconds that are measured
     #[arg(long, value_name = "SECS", default_value_t = 5.0)]
     duration: f64,
@@ -68,6 +87,15 @@ struct Arguments {
     /// Sessions closed and made anew, per second
     #[arg(long, value_name = "PER_SEC", default_value_t = 0.0)]
     churn: f64,
+    /// Sessions asked for per second, whatever became of those before [default: 64 at a time and thread]
+    #[arg(long, value_name = "PER_SEC")]
+    setup_rate: Option<f64>,
+    /// Only sets sessions up, all at once or at --setup-rate, and sends no data
+    #[arg(long, value_enum)]
+    storm: Option<Storm>,
+    /// First requests of strangers who never prove their address, per second, beside the load
+    #[arg(long, value_name = "PPS", default_value_t = 0)]
+    flood: u64,
     /// Generator threads [default: half of the cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -128,6 +156,24 @@ pub enum Topology {
     Star,
 }
 
+/// How datagrams are spread over time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Arrivals {
+    /// Evenly.
+    Constant,
+    /// As a Poisson process: independently of each other.
+    Poisson,
+}
+
+/// A load of sessions without data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Storm {
+    /// Sessions are set up.
+    Join,
+    /// And their members find direct paths to each other.
+    Punch,
+}
+
 /// A load that can be run.
 #[derive(Clone)]
 pub struct Plan {
@@ -149,8 +195,18 @@ pub struct Plan {
     pub sources: Vec<IpAddr>,
     /// Datagrams per second, all together.
     pub rate: u64,
-    /// Bytes of a payload.
-    pub size: usize,
+    /// How they are spread over time.
+    pub arrivals: Arrivals,
+    /// The rate at the start, if it is another.
+    pub ramp_from: Option<u64>,
+    /// Bytes of payloads.
+    pub sizes: Sizes,
+    /// Sessions asked for per second; `None`: so many at a time.
+    pub setup_rate: Option<f64>,
+    /// Only sessions, no data.
+    pub storm: Option<Storm>,
+    /// First requests of strangers per second.
+    pub flood: u64,
     /// What is measured.
     pub duration: Duration,
     /// What comes before.
@@ -230,29 +286,37 @@ pub fn read(arguments: Vec<String>, cores: usize) -> Result<Asked, Failure> {
 }
 
 fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Failure> {
-    let topology = topology(&given)?;
+    let traffic = given.profile.map(Profile::traffic);
+    let members = given.members.or(traffic.map(|t| t.members)).unwrap_or(2);
+    let topology = topology(&given, members)?;
+    let sizes = sizes(&given)?;
     let target = given.target.as_deref().map(resolve).transpose()?;
     in_range("--sessions", given.sessions as f64, 1.0, 1e6)?;
-    in_range("--members", f64::from(given.members), 2.0, 255.0)?;
-    let members_total = u64::from(given.sessions) * u64::from(given.members);
+    in_range("--members", f64::from(members), 2.0, 255.0)?;
+    let members_total = u64::from(given.sessions) * u64::from(members);
     if members_total > MEMBERS_TOTAL_MAX {
         return Err(Failure::configuration(
             format!("{members_total} members are too many for one generator"),
             "lower --sessions or --members",
         ));
     }
-    in_range(
-        "--size",
-        given.size as f64,
-        payload::SIZE_MIN as f64,
-        given.protocol.payload_max() as f64,
-    )?;
     in_range("--duration", given.duration, 0.1, 86_400.0)?;
     in_range("--warm-up", given.warm_up, 0.0, 3_600.0)?;
     in_range("--churn", given.churn, 0.0, 1e6)?;
-    if let Some(rate) = given.rate {
-        in_range("--rate", rate as f64, 1.0, 1e8)?;
+    in_range("--flood", given.flood as f64, 0.0, 1e7)?;
+    for (option, rate) in [
+        ("--rate", given.rate),
+        ("--ramp-from", given.ramp_from),
+        ("--hz", given.hz.map(u64::from)),
+    ] {
+        if let Some(rate) = rate {
+            in_range(option, rate as f64, 1.0, 1e8)?;
+        }
     }
+    if let Some(rate) = given.setup_rate {
+        in_range("--setup-rate", rate, 0.1, 1e6)?;
+    }
+    check_storm(&given)?;
     if let Some(threads) = given.threads {
         in_range("--threads", threads as f64, 1.0, 128.0)?;
     }
@@ -283,9 +347,14 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
         topology,
         sources: given.source,
         sessions: given.sessions,
-        members: given.members,
+        members,
         rate: 0,
-        size: given.size,
+        arrivals: given.arrivals,
+        ramp_from: given.ramp_from,
+        sizes,
+        setup_rate: given.setup_rate,
+        storm: given.storm,
+        flood: given.flood,
         duration: Duration::from_secs_f64(given.duration),
         warm_up: Duration::from_secs_f64(given.warm_up),
         churn: given.churn,
@@ -302,15 +371,59 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
         },
         command_line: without_secrets(arguments),
     };
-    let by_default = (FLOW_RATE * plan.flows()).min(RATE_MAX_BY_DEFAULT);
-    plan.rate = given.rate.unwrap_or(by_default);
+    let hertz = given.hz.or(traffic.map(|traffic| traffic.hertz));
+    plan.rate = match (plan.storm, given.rate, hertz) {
+        (Some(_), ..) => 0,
+        (None, Some(rate), _) => rate,
+        (None, None, Some(hertz)) => plan.flows() * u64::from(hertz),
+        (None, None, None) => (FLOW_RATE * plan.flows()).min(RATE_MAX_BY_DEFAULT),
+    };
+    if plan.storm.is_some() && plan.flood == 0 {
+        (plan.warm_up, plan.duration) = (Duration::ZERO, Duration::ZERO);
+    }
     Ok(plan)
 }
 
-fn topology(given: &Arguments) -> Result<Topology, Failure> {
+/// The bytes of payloads; those of a profile are cut to what the protocol carries.
+fn sizes(given: &Arguments) -> Result<Sizes, Failure> {
+    let most = given.protocol.payload_max();
+    for (option, size) in [("--size", given.size), ("--host-size", given.host_size)] {
+        if let Some(size) = size {
+            in_range(option, size as f64, payload::SIZE_MIN as f64, most as f64)?;
+        }
+    }
+    let traffic = given.profile.map(Profile::traffic);
+    let others = given.size.or(traffic.map(|traffic| traffic.size));
+    let others = others.unwrap_or(SIZE_BY_DEFAULT);
+    let host = given.host_size.or(given.size);
+    let host = host.or(traffic.map(|traffic| traffic.host_size));
+    Ok(Sizes {
+        host: host.unwrap_or(others).min(most),
+        others: others.min(most),
+    })
+}
+
+fn check_storm(given: &Arguments) -> Result<(), Failure> {
+    if given.storm.is_some() && (given.rate.is_some() || given.hz.is_some()) {
+        return Err(Failure::configuration(
+            "--storm sends no data",
+            "leave out --rate and --hz, or --storm",
+        ));
+    }
+    if given.storm == Some(Storm::Punch) && given.protocol == Protocol::Turn {
+        return Err(Failure::configuration(
+            "--storm punch: TURN introduces nobody",
+            "use --storm join or another --protocol",
+        ));
+    }
+    Ok(())
+}
+
+fn topology(given: &Arguments, members: u8) -> Result<Topology, Failure> {
     let plain_peers = given.protocol == Protocol::Turn && given.turn_mode == TurnMode::Peer;
-    match given.topology {
-        Some(Topology::Mesh) if plain_peers && given.members > 2 => Err(Failure::configuration(
+    let of_profile = given.profile.map(|profile| profile.traffic().topology);
+    match given.topology.or(of_profile) {
+        Some(Topology::Mesh) if plain_peers && members > 2 => Err(Failure::configuration(
             "--topology mesh has no way between plain peers",
             "use --topology star or --turn-mode pairs",
         )),
@@ -423,6 +536,29 @@ mod tests {
         let plan = asked(&["--sessions", "10", "--members", "4"]).unwrap();
         assert_eq!((plan.flows(), plan.rate), (120, 2400));
         assert_eq!(asked(&["--sessions", "5000"]).unwrap().rate, 20_000);
+    }
+
+    #[test]
+    fn profiles_are_games_and_their_parts_can_be_changed() {
+        let plan = asked(&["--profile", "arena-128hz", "--sessions", "10"]).unwrap();
+        assert_eq!((plan.members, plan.topology), (10, Topology::Star));
+        assert_eq!(plan.rate, 10 * 18 * 128);
+        assert_eq!((plan.sizes.host, plan.sizes.others), (1196, 80));
+        let parts = ["--members", "3", "--host-size", "100", "--hz", "10"];
+        let plan = asked(&[&["--profile", "arena-128hz"][..], &parts].concat()).unwrap();
+        assert_eq!((plan.members, plan.rate), (3, 1000 * 4 * 10));
+        assert_eq!((plan.sizes.host, plan.sizes.others), (100, 80));
+        let turn = ["--profile", "arena-128hz", "--protocol", "turn"];
+        assert_eq!(asked(&turn).unwrap().sizes.host, 1200);
+        assert_eq!(asked(&["--size", "90"]).unwrap().sizes.host, 90);
+    }
+
+    #[test]
+    fn a_storm_sends_no_data() {
+        let plan = asked(&["--storm", "join"]).unwrap();
+        assert_eq!((plan.rate, plan.duration), (0, Duration::ZERO));
+        assert!(asked(&["--storm", "join", "--rate", "5"]).is_err());
+        assert!(asked(&["--storm", "punch", "--protocol", "turn"]).is_err());
     }
 
     #[test]

@@ -69,6 +69,8 @@ pub struct Place {
     pub session: Option<Box<dyn Session>>,
     /// By [`Place::flow_index`].
     pub flows: Vec<Flow>,
+    /// Whether its session is being set up or closed.
+    pub is_moving: bool,
     incarnation: u32,
     asked_ns: u64,
 }
@@ -82,6 +84,7 @@ impl Place {
             members: Vec::new(),
             session: None,
             flows: Vec::new(),
+            is_moving: false,
             incarnation: 0,
             asked_ns: 0,
         }

@@ -10,7 +10,7 @@ use crate::cli::Plan;
 use crate::environment::Environment;
 use crate::expect::{Judgement, Outcome, percent, show_ns};
 use crate::self_host::ServerReport;
-use crate::tally::{Tally, Times};
+use crate::tally::{FloodTally, Tally, Times};
 
 /// Version of the JSON: it changes when a field changes its name or meaning or goes away.
 const JSON_VERSION: u32 = 1;
@@ -94,8 +94,14 @@ impl Report {
         self.write_verdict(&mut out);
         let _ = writeln!(
             out,
-            "\nsessions   {} set up with {} members each, {} failed, {} replaced; server {}",
-            tally.opened, plan.members, tally.failed, tally.replaced, self.run.target
+            "\nsessions   {} set up with {} members each in {}, {} failed, {} replaced; {} at {}",
+            tally.opened,
+            plan.members,
+            show_ns(tally.filling_ns),
+            tally.failed,
+            tally.replaced,
+            plan.protocol.name(),
+            self.run.target
         );
         for (reason, times) in &tally.reasons {
             let _ = writeln!(out, "           {times} x {reason}");
@@ -111,8 +117,8 @@ impl Report {
         let per_sec = |count: u64| (count as f64 / secs).round();
         let _ = writeln!(
             out,
-            "load       {} B at {}/s for {secs} s: {} sent ({}/s), {} received ({}/s)",
-            plan.size,
+            "load       {} at {}/s for {secs} s: {} sent ({}/s), {} received ({}/s)",
+            show_sizes(plan.sizes),
             plan.rate,
             tally.sent,
             per_sec(tally.sent),
@@ -130,6 +136,18 @@ impl Report {
             tally.misdelivered,
             tally.refused,
         );
+        let flood = &tally.flood;
+        if flood.sent > 0 {
+            let _ = writeln!(
+                out,
+                "flood      {} first requests of strangers ({} B), {} answered ({} B, {:.2} times as many)",
+                flood.sent,
+                flood.bytes_sent,
+                flood.answered,
+                flood.bytes_answered,
+                flood.bytes_answered as f64 / flood.bytes_sent.max(1) as f64,
+            );
+        }
         write_latency(&mut out, tally);
         let _ = writeln!(
             out,
@@ -198,7 +216,7 @@ impl Report {
         let (plan, (packets, bytes)) = (&self.run.plan, self.run.tally.limits);
         let members = u64::from(plan.sessions) * u64::from(plan.members);
         let offered = plan.rate as f64 / members as f64;
-        let offered_bytes = offered * plan.size as f64;
+        let offered_bytes = offered * plan.sizes.others.max(plan.sizes.host) as f64;
         if (packets != 0 && offered > f64::from(packets))
             || (bytes != 0 && offered_bytes > f64::from(bytes))
         {
@@ -265,7 +283,8 @@ impl Report {
                 sessions: plan.sessions,
                 members: plan.members,
                 rate_per_sec: plan.rate,
-                size_bytes: plan.size,
+                size_bytes: plan.sizes.others,
+                host_size_bytes: plan.sizes.host,
                 warm_up_secs: plan.warm_up.as_secs_f64(),
                 duration_secs: plan.duration.as_secs_f64(),
                 churn_per_sec: plan.churn,
@@ -275,6 +294,7 @@ impl Report {
             sessions: SessionFigures {
                 set_up: tally.opened,
                 failed: tally.failed,
+                set_up_secs: tally.filling_ns as f64 / 1e9,
                 replaced: tally.replaced,
                 reasons: &tally.reasons,
                 host_ns: (&tally.host).into(),
@@ -293,6 +313,7 @@ impl Report {
             },
             latency_ns: (&tally.latency).into(),
             uncorrected_latency_ns: (&tally.uncorrected).into(),
+            flood: tally.flood,
             generator: GeneratorFigures {
                 lag_ns: (&tally.lag).into(),
                 lag_limit_ns: plan.lag_limit.as_nanos(),
@@ -313,7 +334,7 @@ impl Report {
 /// A time that the generator's threads spent together, as a share of all they had.
 fn percent_of_threads(plan: &Plan, ns: u64) -> f64 {
     let wall_ns = (plan.warm_up + plan.duration).as_nanos() * plan.threads as u128;
-    ns as f64 * 100.0 / wall_ns as f64
+    ns as f64 * 100.0 / wall_ns.max(1) as f64
 }
 
 /// Why the figures of a run mean nothing.
@@ -340,6 +361,14 @@ fn why_invalid(run: &Run) -> Option<String> {
         ));
     }
     None
+}
+
+fn show_sizes(sizes: crate::worker::Sizes) -> String {
+    if sizes.host == sizes.others {
+        format!("{} B", sizes.others)
+    } else {
+        format!("{} B (the host's: {} B)", sizes.others, sizes.host)
+    }
 }
 
 /// What to do about a saturated generator.
@@ -405,6 +434,7 @@ struct Document<'a> {
     datagrams: DatagramFigures,
     latency_ns: TimeFigures,
     uncorrected_latency_ns: TimeFigures,
+    flood: FloodTally,
     generator: GeneratorFigures,
     server: Option<&'a ServerReport>,
     receive_buffer_errors: u64,
@@ -419,6 +449,7 @@ struct LoadFigures {
     members: u8,
     rate_per_sec: u64,
     size_bytes: usize,
+    host_size_bytes: usize,
     warm_up_secs: f64,
     duration_secs: f64,
     churn_per_sec: f64,
@@ -430,6 +461,7 @@ struct LoadFigures {
 struct SessionFigures<'a> {
     set_up: u64,
     failed: u64,
+    set_up_secs: f64,
     replaced: u64,
     reasons: &'a std::collections::BTreeMap<String, u64>,
     host_ns: TimeFigures,

@@ -10,7 +10,7 @@ use waypost_server::mmsg::Mmsg;
 use waypost_server::packet_io::{IoConfig, MAX_SOCKETS, PacketIo, SetupError};
 use waypost_server::ring::{self, Ring};
 
-use crate::cli::{IoChoice, Plan};
+use crate::cli::{Arrivals, IoChoice, Plan, Storm};
 use crate::clock::Clock;
 use crate::environment::{Environment, cores, receive_buffer_errors};
 use crate::failure::Failure;
@@ -18,7 +18,7 @@ use crate::gate::Gate;
 use crate::progress::Progress;
 use crate::protocol::Kit;
 use crate::report::{Report, Run};
-use crate::schedule::Rate;
+use crate::schedule::{Rate, Shape};
 use crate::self_host::SelfHosted;
 use crate::sockets::{self, Sources};
 use crate::tally::Tally;
@@ -28,6 +28,8 @@ use crate::worker::{Message, Share, Worker};
 const LOOK: Duration = Duration::from_millis(100);
 /// From the moment when all threads are ready to the first datagram.
 const HEAD_START_NS: u64 = 50_000_000;
+/// Sessions of one thread that are set up or closed at the same time, unless a storm is asked for.
+const WINDOW: usize = 64;
 /// Receive slots of one thread.
 const SLOTS: u32 = 4096;
 
@@ -59,6 +61,7 @@ pub fn run(plan: Plan) -> Result<Report, Failure> {
         credential: plan.credential.clone(),
         turn_mode: plan.turn_mode,
         turn_framing: plan.turn_framing,
+        punches: plan.storm == Some(Storm::Punch),
     };
     let tally = run_threads(&plan, &kit, use_ring, pinned_to)?;
     let receive_buffer_errors = receive_buffer_errors().saturating_sub(errors_before);
@@ -92,7 +95,7 @@ fn backend_refused(error: &SetupError) -> Failure {
 
 /// Sockets of one thread that may linger when their session is replaced.
 fn spare_sockets(plan: &Plan) -> u64 {
-    128 * u64::from(plan.members)
+    128 * u64::from(plan.members) + 16
 }
 
 fn run_threads(
@@ -185,16 +188,32 @@ fn shares(plan: &Plan, kit: &Kit, sources: &Sources) -> Vec<Share> {
             };
             let places = bound(thread)..bound(thread + 1);
             let sessions = places.len() as u64;
+            let part = |rate: u64| Rate {
+                slots: rate * sessions,
+                seconds: u64::from(plan.sessions),
+            };
+            let fraction = sessions as f64 / f64::from(plan.sessions);
             Share {
                 thread: thread as usize,
                 places,
                 members: plan.members,
-                rate: Rate {
-                    slots: plan.rate * sessions,
-                    seconds: u64::from(plan.sessions),
+                rate: part(plan.rate),
+                shape: Shape {
+                    poisson: (plan.arrivals == Arrivals::Poisson)
+                        .then(|| plan.seed ^ u64::from(thread) << 40),
+                    ramp_from: plan.ramp_from.map(part),
                 },
-                size: plan.size,
-                churn: plan.churn * sessions as f64 / f64::from(plan.sessions),
+                sizes: plan.sizes,
+                setup: plan.setup_rate.map(|rate| Rate {
+                    slots: (rate * fraction * 1e6) as u64,
+                    seconds: 1_000_000,
+                }),
+                window: match plan.storm {
+                    Some(_) => usize::MAX,
+                    None => WINDOW,
+                },
+                flood: part(plan.flood),
+                churn: plan.churn * fraction,
                 kit: kit.clone(),
                 directions: Arc::clone(&directions),
                 sources: sources.clone(),

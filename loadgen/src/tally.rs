@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 /// The longest time that is told from longer ones, nanoseconds: a minute.
 const LONGEST_NS: u64 = 60_000_000_000;
@@ -84,8 +85,25 @@ pub struct Tally {
     pub waited_ns: u64,
     /// Datagrams that the kernel did not take.
     pub kernel_refused: u64,
+    /// From the start of the thread until all its sessions were tried, nanoseconds; the longest of all threads.
+    pub filling_ns: u64,
+    /// First requests of strangers.
+    pub flood: FloodTally,
     /// What the server relays of one member, packets and bytes per second; 0 if it did not say.
     pub limits: (u32, u32),
+}
+
+/// What became of the first requests of strangers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct FloodTally {
+    /// Requests.
+    pub sent: u64,
+    /// Their bytes.
+    pub bytes_sent: u64,
+    /// Answers.
+    pub answered: u64,
+    /// Their bytes.
+    pub bytes_answered: u64,
 }
 
 impl Tally {
@@ -132,6 +150,11 @@ impl Tally {
         self.cpu_ns += other.cpu_ns;
         self.waited_ns += other.waited_ns;
         self.kernel_refused += other.kernel_refused;
+        self.filling_ns = self.filling_ns.max(other.filling_ns);
+        self.flood.sent += other.flood.sent;
+        self.flood.bytes_sent += other.flood.bytes_sent;
+        self.flood.answered += other.flood.answered;
+        self.flood.bytes_answered += other.flood.bytes_answered;
         if other.limits != (0, 0) {
             self.limits = other.limits;
         }

@@ -18,17 +18,18 @@ use waypost_server::packet_io::{PacketIo, Received, SocketId};
 
 use crate::clock::{Clock, Now};
 use crate::failure::Failure;
+use crate::flood::Flood;
 use crate::gate::{Gate, Period};
 use crate::payload::{Expected, Fault, PayloadWriter, Stamp};
 use crate::place::{Member, Place, Stage};
 use crate::protocol::{Heard, Kit, Outbox};
-use crate::schedule::{Due, Rate, Schedule};
+use crate::schedule::{Due, Rate, Schedule, Shape};
 use crate::sequence::Arrival;
 use crate::sockets::{self, Sources};
 use crate::tally::Tally;
 
-/// Sessions of one thread that are set up or closed at the same time.
-const IN_TRANSITION: usize = 64;
+/// After so many failures without a success, nothing more is tried.
+const FAILURES_MAX: u64 = 64;
 /// Datagrams sent before arrivals are looked after again, so that neither waits long for the other.
 const SENDS_PER_TURN: usize = 64;
 /// Longest sleep.
@@ -53,8 +54,16 @@ pub struct Share {
     pub members: u8,
     /// Datagrams of this thread.
     pub rate: Rate,
-    /// Bytes of each.
-    pub size: usize,
+    /// How they are spread over time.
+    pub shape: Shape,
+    /// Bytes of each that the host sends, and of each that another member sends.
+    pub sizes: Sizes,
+    /// Sessions of this thread asked for in a second, whatever becomes of them; `None`: so many at a time.
+    pub setup: Option<Rate>,
+    /// Sessions that may be set up or closed at the same time.
+    pub window: usize,
+    /// First requests of strangers.
+    pub flood: Rate,
     /// Sessions that this thread replaces: as many per second.
     pub churn: f64,
     /// What sessions are made from.
@@ -73,6 +82,22 @@ pub struct Share {
     pub duration: Duration,
     /// The verdict's limit of the lag.
     pub lag_limit: Duration,
+}
+
+/// Bytes of payloads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    /// Of the host's.
+    pub host: usize,
+    /// Of everybody else's.
+    pub others: usize,
+}
+
+impl Sizes {
+    /// Those of member `from`.
+    pub const fn of(self, from: usize) -> usize {
+        if from == 0 { self.host } else { self.others }
+    }
 }
 
 /// What a thread reports.
@@ -133,6 +158,8 @@ pub struct Worker<P> {
     /// All directions, in the order in which they take their turns.
     directions: Vec<Direction>,
     schedule: Option<Schedule>,
+    setup: Option<Schedule>,
+    flood: Flood,
     churn: Option<Schedule>,
     period: Option<Period>,
     phase: Phase,
@@ -170,13 +197,19 @@ impl<P: PacketIo> Worker<P> {
             timers: BinaryHeap::with_capacity(members * 2),
             to_open: (0..count).collect(),
             to_close: VecDeque::new(),
-            in_transition: Vec::with_capacity(IN_TRANSITION),
+            in_transition: Vec::new(),
             directions,
             schedule: None,
+            setup: None,
+            flood: Flood::default(),
             churn: None,
             period: None,
             phase: Phase::Filling,
-            payload: PayloadWriter::new(share.run, share.size, share.seed),
+            payload: PayloadWriter::new(
+                share.run,
+                share.sizes.host.max(share.sizes.others),
+                share.seed,
+            ),
             frame: Vec::with_capacity(2048),
             tally: Tally::default(),
             cpu_at_start: Duration::ZERO,
@@ -195,6 +228,11 @@ impl<P: PacketIo> Worker<P> {
     pub fn run(mut self, messages: &Sender<Message>) -> Result<Tally, Failure> {
         let mut now = self.clock.now();
         let mut looked_ms = Millis(0);
+        let began_ns = now.ns;
+        self.setup = self
+            .share
+            .setup
+            .map(|rate| Schedule::new(rate, now.ns, u64::MAX, u64::MAX));
         while !self.gate.is_stopped() {
             let timeout = Duration::from_nanos(self.wake_ns(now).saturating_sub(now.ns));
             self.io.turn(Some(timeout)).map_err(|error| {
@@ -208,9 +246,10 @@ impl<P: PacketIo> Worker<P> {
                 self.receive(now, received);
             }
             self.run_timers(now);
+            self.open_due(now)?;
             if now.millis() != looked_ms {
                 looked_ms = now.millis();
-                self.advance_phase(now, messages);
+                self.advance_phase(now, began_ns, messages)?;
                 self.advance_sessions(now)?;
                 if self.phase_is_over(now) {
                     break;
@@ -218,6 +257,7 @@ impl<P: PacketIo> Worker<P> {
             }
             now = self.clock.now();
             self.send_due(now);
+            self.flood.send_due(now, &mut self.io, &mut self.tally);
             self.publish();
         }
         // What is staged leaves with one more turn.
@@ -228,8 +268,12 @@ impl<P: PacketIo> Worker<P> {
     /// When there is something to do at the latest.
     fn wake_ns(&self, now: Now) -> u64 {
         let mut wake = now.ns + TURN_NS;
-        if let Some(slot) = self.schedule.as_ref().and_then(Schedule::next_ns) {
-            wake = wake.min(slot);
+        let flood = self.flood.next_ns();
+        let setup = self.setup.as_ref().and_then(Schedule::next_ns);
+        let setup = setup.filter(|_| !self.to_open.is_empty());
+        let slot = self.schedule.as_ref().and_then(Schedule::next_ns);
+        for at in [flood, setup, slot].into_iter().flatten() {
+            wake = wake.min(at);
         }
         if let Some(Reverse((at, ..))) = self.timers.peek() {
             wake = wake.min(at.0 * 1_000_000);
@@ -239,6 +283,7 @@ impl<P: PacketIo> Worker<P> {
 
     fn receive(&mut self, now: Now, received: Received) {
         let Some(&(p, m)) = self.by_socket.get(&received.socket) else {
+            self.flood.receive(&received, &mut self.tally);
             return;
         };
         let (index, to) = (p as usize, usize::from(m));
@@ -260,7 +305,7 @@ impl<P: PacketIo> Worker<P> {
         };
         let expected = Expected {
             run: self.share.run,
-            size: self.share.size,
+            size: from.map_or(0, |from| self.share.sizes.of(from)),
             flow: from.map(|from| place.flow_id(from, to)),
         };
         let (stamp, flow) = match (expected.read(&bytes[range]), from) {
@@ -350,18 +395,25 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    fn advance_phase(&mut self, now: Now, messages: &Sender<Message>) {
+    fn advance_phase(
+        &mut self,
+        now: Now,
+        began_ns: u64,
+        messages: &Sender<Message>,
+    ) -> Result<(), Failure> {
         let at_rest = self.to_open.is_empty() && self.in_transition.is_empty();
         match self.phase {
             Phase::Filling if at_rest => {
                 self.phase = Phase::Waiting;
+                self.setup = None;
+                self.tally.filling_ns = now.ns - began_ns;
                 // Nobody listens any more only when the run ends early.
                 let opened = self.tally.opened;
                 let _ = messages.send(Message::Ready { opened });
             }
             Phase::Waiting => {
                 if let Some(start_ns) = self.gate.start_ns() {
-                    self.begin_load(start_ns);
+                    self.begin_load(start_ns)?;
                 }
             }
             Phase::Running => {
@@ -384,6 +436,7 @@ impl<P: PacketIo> Worker<P> {
             }
             _ => {}
         }
+        Ok(())
     }
 
     fn phase_is_over(&self, now: Now) -> bool {
@@ -393,7 +446,7 @@ impl<P: PacketIo> Worker<P> {
         now.ns >= until || (self.to_close.is_empty() && self.in_transition.is_empty())
     }
 
-    fn begin_load(&mut self, start_ns: u64) {
+    fn begin_load(&mut self, start_ns: u64) -> Result<(), Failure> {
         let measured_ns = start_ns + nanos(self.share.warm_up);
         let end_ns = measured_ns + nanos(self.share.duration);
         self.period = Some(Period {
@@ -402,8 +455,14 @@ impl<P: PacketIo> Worker<P> {
             end_ns,
         });
         let give_up_ns = GIVE_UP_NS.max(nanos(self.share.lag_limit));
-        let schedule = Schedule::new(self.share.rate, start_ns, end_ns, give_up_ns);
+        let (shape, rate) = (self.share.shape, self.share.rate);
+        let schedule = Schedule::shaped(shape, rate, start_ns, end_ns, give_up_ns);
         self.schedule = Some(schedule);
+        if self.share.flood.slots > 0 {
+            let schedule = Schedule::new(self.share.flood, start_ns, end_ns, give_up_ns);
+            let share = &self.share;
+            self.flood = Flood::new(share, schedule, &mut self.io, &mut self.rng)?;
+        }
         let churn = Rate {
             slots: (self.share.churn * 1000.0) as u64,
             seconds: 1000,
@@ -413,6 +472,7 @@ impl<P: PacketIo> Worker<P> {
         self.waited_at_start = waited_time();
         self.refused_at_start = self.kernel_refused();
         self.phase = Phase::Running;
+        Ok(())
     }
 
     /// Chooses sessions to be replaced, when it is time to.
@@ -442,12 +502,13 @@ impl<P: PacketIo> Worker<P> {
             match place.stage {
                 Stage::Opening(_) | Stage::Closing(_) => at += 1,
                 stage => {
+                    place.is_moving = false;
                     self.in_transition.swap_remove(at);
                     self.settle(p, stage);
                 }
             }
         }
-        while self.in_transition.len() < IN_TRANSITION {
+        while self.in_transition.len() < self.share.window {
             let Some(&p) = self.to_close.front() else {
                 break;
             };
@@ -456,6 +517,7 @@ impl<P: PacketIo> Worker<P> {
                 Stage::Draining(_) | Stage::Open => {
                     self.places[p as usize].close(now, &mut self.outbox);
                     self.carry_out(now, p as usize, 0);
+                    self.places[p as usize].is_moving = true;
                     self.in_transition.push(p);
                 }
                 // It has failed meanwhile; its sockets go home with those of all others.
@@ -464,14 +526,36 @@ impl<P: PacketIo> Worker<P> {
             self.to_close.pop_front();
         }
         self.give_up_filling();
-        while self.in_transition.len() < IN_TRANSITION && self.to_close.len() < IN_TRANSITION {
+        while self.setup.is_none()
+            && self.in_transition.len() < self.share.window
+            && self.to_close.len() < self.share.window
+        {
             let Some(p) = self.to_open.pop_front() else {
                 break;
             };
             let stage = self.places[p as usize].stage;
-            if matches!(stage, Stage::Vacant | Stage::Failed) && !self.in_transition.contains(&p) {
-                self.open(now, p as usize)?;
+            if matches!(stage, Stage::Vacant | Stage::Failed) && !self.places[p as usize].is_moving
+            {
+                self.open(now.ns, now, p as usize)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Asks for sessions on the schedule of set-ups, whatever has become of earlier ones.
+    fn open_due(&mut self, now: Now) -> Result<(), Failure> {
+        for _ in 0..SENDS_PER_TURN {
+            let due = match &mut self.setup {
+                Some(setup) if !self.to_open.is_empty() => setup.take(now.ns),
+                _ => return Ok(()),
+            };
+            let (Some(Due::Send(slot) | Due::Missed(slot)), Some(p)) =
+                (due, self.to_open.front().copied())
+            else {
+                return Ok(());
+            };
+            self.to_open.pop_front();
+            self.open(slot.intended_ns, now, p as usize)?;
         }
         Ok(())
     }
@@ -480,7 +564,7 @@ impl<P: PacketIo> Worker<P> {
     fn give_up_filling(&mut self) {
         if self.phase == Phase::Filling
             && self.tally.opened == 0
-            && self.tally.failed >= IN_TRANSITION as u64
+            && self.tally.failed >= FAILURES_MAX
         {
             for _ in self.to_open.drain(..) {
                 self.tally
@@ -504,7 +588,7 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    fn open(&mut self, now: Now, p: usize) -> Result<(), Failure> {
+    fn open(&mut self, asked_ns: u64, now: Now, p: usize) -> Result<(), Failure> {
         self.vacate(p);
         let count = self.share.members;
         let mut members = Vec::with_capacity(usize::from(count));
@@ -524,7 +608,8 @@ impl<P: PacketIo> Worker<P> {
         }
         let addresses: Vec<_> = members.iter().map(|member| member.address).collect();
         let session = self.share.kit.session(&addresses, now, &mut self.rng);
-        self.places[p].open(now.ns, now, members, session, &mut self.outbox);
+        self.places[p].open(asked_ns, now, members, session, &mut self.outbox);
+        self.places[p].is_moving = true;
         self.in_transition.push(p as u32);
         self.carry_out(now, p, 0);
         Ok(())
@@ -562,12 +647,13 @@ impl<P: PacketIo> Worker<P> {
                 continue;
             }
             let index = place.flow_index(from, to);
-            let data = self.payload.write(&Stamp {
+            let stamp = Stamp {
                 flow: place.flow_id(from, to),
                 sequence: place.flows[index].next_sequence,
                 intended_ns: slot.intended_ns,
                 sent_ns: now.ns,
-            });
+            };
+            let data = self.payload.write(&stamp, self.share.sizes.of(from));
             let session = place.session.as_mut();
             let framed = session.and_then(|s| s.frame(now, from, to, data, &mut self.frame));
             let Some(address) = framed else {

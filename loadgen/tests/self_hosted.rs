@@ -214,6 +214,85 @@ fn turn_clients_exchange_data_with_plain_peers() {
 }
 
 #[test]
+fn random_arrivals_a_ramp_and_unequal_sizes_lose_no_count() {
+    let load = load(
+        "shapes",
+        &[
+            "--sessions",
+            "5",
+            "--profile",
+            "shooter-60hz",
+            "--members",
+            "4",
+            "--arrivals",
+            "poisson",
+            "--ramp-from",
+            "100",
+            "--duration",
+            "1",
+            "--warm-up",
+            "0.2",
+        ],
+    );
+    load.assert_faultless();
+    assert_eq!(load.json["load"]["size_bytes"], 60);
+    assert_eq!(load.json["load"]["host_size_bytes"], 600);
+    assert_eq!(load.json["load"]["rate_per_sec"], 5 * 6 * 60);
+}
+
+#[test]
+fn storms_set_sessions_up_and_send_nothing() {
+    for storm in ["join", "punch"] {
+        for rate in [&[][..], &["--setup-rate", "200"]] {
+            let name = format!("storm-{storm}-{}", rate.len());
+            let options = ["--storm", storm, "--sessions", "100", "--threads", "2"];
+            let load = load(&name, &[&options[..], rate].concat());
+            assert_eq!(load.output.status.code(), Some(0), "{}", load.text());
+            assert_eq!(load.count("sessions", "set_up"), 100, "{}", load.text());
+            assert_eq!(load.count("datagrams", "sent"), 0);
+            assert_eq!(load.json["sessions"]["meet_ns"]["count"], 100);
+        }
+    }
+}
+
+#[test]
+fn strangers_are_answered_with_no_more_than_they_send() {
+    for protocol in ["native", "turn"] {
+        let load = load(
+            &format!("flood-{protocol}"),
+            &[
+                "--protocol",
+                protocol,
+                "--sessions",
+                "3",
+                "--flood",
+                "2000",
+                "--duration",
+                "1",
+                "--warm-up",
+                "0",
+            ],
+        );
+        load.assert_faultless();
+        let flood = |name: &str| load.json["flood"][name].as_u64().unwrap();
+        assert!(
+            flood("sent") > 0 && flood("answered") > 0,
+            "{}",
+            load.text()
+        );
+        assert!(flood("answered") <= flood("sent"));
+        if protocol == "native" {
+            assert!(flood("bytes_answered") <= flood("bytes_sent"));
+        }
+        assert_eq!(
+            load.count("sessions", "set_up"),
+            3,
+            "nothing else came of it"
+        );
+    }
+}
+
+#[test]
 fn an_expectation_that_fails_is_exit_code_99() {
     let load = load(
         "unexpected",

@@ -202,6 +202,8 @@ pub struct Kit {
     pub turn_mode: TurnMode,
     /// For TURN.
     pub turn_framing: TurnFraming,
+    /// Whether sessions are open only when their members have direct paths to each other.
+    pub punches: bool,
 }
 
 impl Kit {
@@ -210,13 +212,17 @@ impl Kit {
         match self.protocol {
             Protocol::Native => {
                 let config = Config {
-                    policy: PathPolicy::RelayOnly,
+                    policy: if self.punches {
+                        PathPolicy::DirectFirst
+                    } else {
+                        PathPolicy::RelayOnly
+                    },
                     probing: Probing::Off,
                     credential: self.credential.clone(),
                     ..Config::new(self.server.into(), "loadgen")
                 };
                 let seeds = members.iter().map(|_| rng.random());
-                Box::new(native::NativeSession::new(config, seeds, now))
+                Box::new(native::NativeSession::new(config, self.punches, seeds, now))
             }
             Protocol::Turn => Box::new(turn::TurnSession::new(self, members, rng.random())),
         }

@@ -1,9 +1,9 @@
-//! A session in Waypost's own protocol: one agent per member, all of them relayed.
+//! A session in Waypost's own protocol: one agent per member. All are relayed, or (to load the introduction) all punch.
 
 use std::net::SocketAddr;
 
 use waypost_proto::agent::{
-    Agent, Config, Event, Failure, HostConfig, SessionEvent, Target, describe,
+    Agent, Config, Event, Failure, HostConfig, Path, SessionEvent, Target, describe,
 };
 use waypost_proto::time::Millis;
 use waypost_proto::wire::native::SeatId;
@@ -26,11 +26,18 @@ pub struct NativeSession {
     /// The members' seats, once they all have one.
     seats: Vec<SeatId>,
     stage: Stage,
+    /// Whether the session is open only when all paths are direct.
+    punches: bool,
 }
 
 impl NativeSession {
     /// A member for each seed.
-    pub fn new(config: Config, seeds: impl Iterator<Item = [u8; 32]>, now: Now) -> Self {
+    pub fn new(
+        config: Config,
+        punches: bool,
+        seeds: impl Iterator<Item = [u8; 32]>,
+        now: Now,
+    ) -> Self {
         let agents: Vec<Agent> = seeds
             .map(|seed| Agent::new(now.millis(), config.clone(), seed))
             .collect();
@@ -38,6 +45,7 @@ impl NativeSession {
             asked_ns: vec![now.ns; agents.len()],
             seats: Vec::new(),
             stage: Stage::Opening,
+            punches,
             agents,
         }
     }
@@ -71,9 +79,10 @@ impl NativeSession {
                     }
                     self.look_round(out);
                 }
-                (Stage::Opening, Event::Session(SessionEvent::MemberJoined(_))) => {
-                    self.look_round(out);
-                }
+                (
+                    Stage::Opening,
+                    Event::Session(SessionEvent::MemberJoined(_) | SessionEvent::PathChanged(..)),
+                ) => self.look_round(out),
                 (Stage::Opening | Stage::Open, event) => {
                     if let Some(reason) = trouble(&event) {
                         self.fail(reason, out);
@@ -109,7 +118,10 @@ impl NativeSession {
         };
         let knows_all = |(m, agent): (usize, &Agent)| {
             let mut others = seats.iter().enumerate().filter(|(other, _)| *other != m);
-            others.all(|(_, seat)| agent.member(*seat).is_some())
+            others.all(|(_, seat)| {
+                agent.member(*seat).is_some()
+                    && (!self.punches || agent.path(*seat) == Some(Path::Direct))
+            })
         };
         if self.stage == Stage::Opening && self.agents.iter().enumerate().all(knows_all) {
             self.seats = seats;
