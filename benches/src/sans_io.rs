@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::agent::{Agent, Config, HostConfig, PathPolicy, Probing, Target};
+use waypost_proto::dialect::DialectConfig;
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::nonce::ServerSecret;
@@ -127,6 +128,7 @@ fn new_shard(entries: usize) -> Shard {
             allocations_per_prefix: 0,
             ..TurnConfig::default()
         },
+        dialects: DialectConfig::default(),
     };
     Shard::new(config, Millis(0))
 }

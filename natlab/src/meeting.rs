@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::namespace::{Lab, LabError, Nat, Side};
 
@@ -36,6 +37,15 @@ pub struct Meeting {
     pub corrupted: u32,
 }
 
+/// What one player of another system's protocol reports.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+pub struct ForeignMeeting {
+    /// How many tries it took to exchange data.
+    pub tries: u32,
+    /// Where the data came from.
+    pub peer: String,
+}
+
 /// A process that is ended when it is dropped. What it prints goes nowhere once nobody reads it any more, but the pipe
 /// stays open as long as the process.
 struct Guarded(Child, Option<BufReader<ChildStdout>>);
@@ -58,6 +68,44 @@ pub fn meet(
     server_options: &[&str],
     player_options: &[&str],
 ) -> Result<[Meeting; 2], LabError> {
+    let address = format!("{}:3478", Lab::SERVER_IP);
+    let arguments = |role: &'static str| {
+        let mut arguments = vec![role, "--server", &address];
+        arguments.extend(player_options);
+        arguments.into_iter().map(str::to_owned).collect()
+    };
+    run(programs, (a, b), server_options, arguments, "--code-file")
+}
+
+/// As [`meet`], with players that speak another system's protocol as its plain clients do: `rabid`, `simple` or `godot-p2p`.
+///
+/// # Errors
+/// What could not be set up, or what the players said instead of a report.
+pub fn meet_foreign(
+    programs: &Programs,
+    (a, b): (Nat, Nat),
+    dialect: &str,
+    server_options: &[&str],
+) -> Result<[ForeignMeeting; 2], LabError> {
+    let address = format!("{}:5555", Lab::SERVER_IP);
+    let listen = format!("--{dialect}-listen");
+    let options = [&[&*listen, &*address], server_options].concat();
+    let arguments = |role: &'static str| {
+        let arguments = [role, dialect, &address];
+        arguments.map(str::to_owned).to_vec()
+    };
+    run(programs, (a, b), &options, arguments, "--id-file")
+}
+
+/// Lets a host behind the first NAT and a guest behind the second do as `arguments` of their role say; a file that both can
+/// reach is named by `file_option`.
+fn run<T: DeserializeOwned>(
+    programs: &Programs,
+    (a, b): (Nat, Nat),
+    server_options: &[&str],
+    arguments: impl Fn(&'static str) -> Vec<String>,
+    file_option: &str,
+) -> Result<[T; 2], LabError> {
     let lab = Lab::new(a, b)?;
     let scratch = Scratch::new()?;
     let address = format!("{}:3478", Lab::SERVER_IP);
@@ -73,9 +121,9 @@ pub fn meet(
     let player = |side, role| {
         let mut command = lab.in_player(side, &programs.player);
         command
-            .args([role, "--server", &address, "--code-file"])
-            .arg(&code_file)
-            .args(player_options);
+            .args(arguments(role))
+            .arg(file_option)
+            .arg(&code_file);
         spawn(&mut command)
     };
     let host = player(Side::A, "host")?;
@@ -117,7 +165,7 @@ fn await_line(process: &mut Guarded, begins: &str) -> Result<(), LabError> {
 }
 
 /// The last line of a player's output, as its report.
-fn report(mut player: Guarded, who: &str) -> Result<Meeting, LabError> {
+fn report<T: DeserializeOwned>(mut player: Guarded, who: &str) -> Result<T, LabError> {
     let output = player
         .0
         .stdout

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use ahash::RandomState;
 
 use crate::addr::{Addr, ClientAddr};
+use crate::dialect::Dialect;
 use crate::stats::Counter;
 use crate::time::Millis;
 use crate::wire::channel_data::{self, ChannelNumber};
@@ -20,11 +21,13 @@ use crate::wire::stun::TransactionId;
 
 mod framing;
 pub(crate) mod hairpin;
+mod port_pair;
 pub(crate) mod relay;
 
 pub use framing::{Frame, Framing};
 use hairpin::Hairpins;
 pub use hairpin::across::HalfRoute;
+pub(crate) use port_pair::ViewEnd;
 pub(crate) use relay::Relay;
 
 /// One of a shard's sockets. Listeners come first and have the same number on every shard, so a route names one for all of
@@ -157,6 +160,8 @@ pub enum Service {
     Turn,
     /// Two TURN clients, by a hairpin.
     Hairpin,
+    /// Players of another system's protocol.
+    Dialect(Dialect),
 }
 
 /// A decision to forward a part of the datagram: it is framed anew and leaves by `route`.
@@ -217,6 +222,7 @@ pub struct ForwardingTable {
     /// The allocation of each relay socket, by the socket's index after the listeners.
     by_socket: Vec<Option<u32>>,
     hairpins: Hairpins,
+    port_pairs: port_pair::PortPairs,
     capacity: ForwardingCapacity,
     /// Entries for clients whose allocations other shards have.
     guests: usize,
@@ -251,6 +257,7 @@ impl ForwardingTable {
             relays: Vec::new(),
             by_socket: Vec::new(),
             hairpins: Hairpins::default(),
+            port_pairs: port_pair::PortPairs::default(),
             capacity,
             guests: 0,
             arrivals: Vec::new(),

@@ -7,6 +7,7 @@
 //! * [`wire`]: byte formats (STUN, ChannelData, the native attributes).
 //! * [`forwarding`]: the relay: one table from `(socket, source)` to routes.
 //! * [`lobby`]: sessions, members, match queues, events, introductions.
+//! * [`dialect`]: other systems' protocols, so that games made for them work unmodified.
 //! * [`turn`]: TURN (RFC 8656): allocations, permissions, channels, credentials, peer policy.
 //! * [`shard`]: one shard's whole state, driven by the server's event loop.
 //! * [`agent`]: the client's side of all that.
@@ -15,6 +16,7 @@
 
 pub mod addr;
 pub mod agent;
+pub mod dialect;
 pub mod forwarding;
 pub mod lobby;
 pub mod nonce;

@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 use self::binding::BindingService;
 use crate::addr::{Addr, ClientAddr};
+use crate::dialect::{Dialect, DialectConfig, Dialects};
 use crate::forwarding::hairpin::HairpinPlan;
 use crate::forwarding::{
     Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, Service, SocketIndex,
@@ -31,6 +32,7 @@ use self::streams::OpenStreams;
 
 mod binding;
 mod credential;
+mod foreign;
 mod guest;
 mod inspection;
 mod owner;
@@ -56,6 +58,8 @@ pub enum SocketRole {
         /// The shard.
         shard: u16,
     },
+    /// Another system's protocol, on the one shard that [`Dialect::shard`] says; the other shards have no such socket.
+    Dialect(Dialect),
 }
 
 impl SocketRole {
@@ -80,6 +84,8 @@ pub struct ShardConfig {
     pub lobby: LobbyConfig,
     /// Limits and credentials of TURN.
     pub turn: TurnConfig,
+    /// Limits of dialects.
+    pub dialects: DialectConfig,
     /// Who may host, join, match and list.
     pub access: RendezvousAccess,
     /// The server's secret; the same on every shard.
@@ -128,6 +134,7 @@ pub struct Shard {
     binding: BindingService,
     lobby: Lobby,
     turn: TurnService,
+    dialects: Dialects,
     wheel: TimerWheel<TimerKey>,
     rng: StdRng,
     counters: Counters,
@@ -212,7 +219,13 @@ impl Shard {
             std::array::from_fn(|_| turn_rng.random()),
             Seal::new(config.placement_seeds, config.index, config.count),
         );
+        let dialects = Dialects::new(
+            config.dialects,
+            |dialect| config.sockets.contains(&SocketRole::Dialect(dialect)),
+            std::array::from_fn(|_| turn_rng.random()),
+        );
         Self {
+            dialects,
             index: config.index,
             home: config.index,
             count: config.count,
@@ -238,10 +251,9 @@ impl Shard {
 
     /// What was counted so far.
     pub fn counters(&mut self) -> &Counters {
-        self.counters
-            .set(Counter::Sessions, self.lobby.session_count());
-        self.counters
-            .set(Counter::Members, self.lobby.member_count());
+        self.counters.set(Counter::Sessions, self.session_count());
+        self.counters.set(Counter::Members, self.member_count());
+        self.dialects.count(&mut self.counters);
         self.counters.set(Counter::Flows, self.forwarding.len());
         self.counters
             .set(Counter::Allocations, self.turn.allocation_count());
@@ -263,11 +275,18 @@ impl Shard {
     ) -> Verdict {
         let Some(&role) = self.sockets.get(usize::from(socket.0)) else {
             let len = datagram.len();
-            let forwarded = self
-                .forwarding
-                .forward_from_peer(now, socket, source.0, len);
+            let table = &mut self.forwarding;
+            let forwarded = match table.forward_from_peer(now, socket, source.0, len) {
+                Err(NotForwarded::NoRoute) => {
+                    table.forward_between_ports(now, socket, source.0, len)
+                }
+                of_turn => of_turn,
+            };
             return self.relay(forwarded.map_err(NotForwarded::counter));
         };
+        if let SocketRole::Dialect(dialect) = role {
+            return self.handle_foreign(now, dialect, socket, source, datagram);
+        }
         match (wire::kind(datagram), role) {
             (Kind::ChannelData, role) if role.is_full() => {
                 let forwarded = self.forwarding.forward(now, socket, source, datagram);
@@ -308,6 +327,7 @@ impl Shard {
                 let (packets, bytes) = match forward.service {
                     Service::Session => (Counter::RelayedPackets, Counter::RelayedBytes),
                     Service::Turn | Service::Hairpin => (Counter::TurnPackets, Counter::TurnBytes),
+                    Service::Dialect(dialect) => dialect.relayed(),
                 };
                 if forward.service == Service::Hairpin {
                     self.counters.count(Counter::HairpinPackets);
@@ -598,6 +618,7 @@ impl Shard {
         let late_ms = self.wheel.next_timeout().map_or(0, |due| now.since(due));
         if late_ms > STANDSTILL_MS {
             self.lobby.excuse_silence(now);
+            self.dialects.excuse_silence(now);
         }
         let mut fired = std::mem::take(&mut self.fired);
         self.wheel.advance(now, &mut fired);
@@ -615,6 +636,7 @@ impl Shard {
                     let turn = &mut self.turn;
                     turn.handle_borrowed_port_timer(step!(self, now), allocation);
                 }
+                TimerKey::Dialect(timer) => self.handle_foreign_timer(now, timer),
                 key => self.lobby.handle_timer(turn!(self, now), key),
             }
         }
@@ -645,7 +667,11 @@ impl Shard {
         socket: SocketIndex,
         outcome: Result<(), RelayRefusal>,
     ) {
-        self.turn.handle_opened(step!(self, now), socket, outcome);
+        if self.dialects.awaits(socket) {
+            self.handle_foreign_opened(now, socket, outcome);
+        } else {
+            self.turn.handle_opened(step!(self, now), socket, outcome);
+        }
     }
 
     /// Takes in an ICMP error about what a relay socket sent to `peer`.
@@ -667,6 +693,7 @@ impl Shard {
     pub const fn drain(&mut self) {
         self.draining = true;
         self.turn.drain();
+        self.dialects.drain();
     }
 
     /// Signs with a new secret; the last one is still accepted.

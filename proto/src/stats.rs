@@ -69,6 +69,19 @@ const SESSIONS_CREATED: Family = total(
     "Sessions made, by what made them",
 );
 
+const DIALECT_REQUESTS: Family = total(
+    "waypost_dialect_requests_total",
+    "Requests understood, by dialect",
+);
+const DIALECT_ERRORS: Family = total(
+    "waypost_dialect_errors_total",
+    "Errors sent to clients, by dialect",
+);
+const DIALECT_SESSIONS: Family = gauge(
+    "waypost_dialect_sessions",
+    "Sessions at present, by dialect",
+);
+
 /// Declares the counters with the metric each is part of.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])* $name:ident => $family:expr, [$($label:literal = $value:literal),*];)*) => {
@@ -104,6 +117,18 @@ counters! {
     RelayedPackets => RELAYED_PACKETS, ["proto" = "native"];
     /// Payload bytes relayed between members of sessions.
     RelayedBytes => RELAYED_BYTES, ["proto" = "native"];
+    /// Datagrams relayed between players of Rabid Hole Punch.
+    RabidPackets => RELAYED_PACKETS, ["proto" = "rabid"];
+    /// Payload bytes relayed between players of Rabid Hole Punch.
+    RabidBytes => RELAYED_BYTES, ["proto" = "rabid"];
+    /// Datagrams relayed between players of simple-hole-punch.
+    SimplePackets => RELAYED_PACKETS, ["proto" = "simple"];
+    /// Payload bytes relayed between players of simple-hole-punch.
+    SimpleBytes => RELAYED_BYTES, ["proto" = "simple"];
+    /// Datagrams relayed between players of GodotP2P.
+    GodotP2pPackets => RELAYED_PACKETS, ["proto" = "godot-p2p"];
+    /// Payload bytes relayed between players of GodotP2P.
+    GodotP2pBytes => RELAYED_BYTES, ["proto" = "godot-p2p"];
     /// Not STUN, not ChannelData, or malformed.
     DropParse => DROPPED, ["reason" = "parse"];
     /// ChannelData from an address that has no seat.
@@ -126,6 +151,10 @@ counters! {
     DropMethod => DROPPED, ["reason" = "method"];
     /// Source port 0, which no answer can reach.
     DropSource => DROPPED, ["reason" = "source"];
+    /// A GodotP2P datagram whose tag is wrong, whose sender has no game, or that is about somebody else's.
+    DropTag => DROPPED, ["reason" = "tag"];
+    /// A dialect's session or player that there is no room for, or whose source has its share.
+    DropCapacity => DROPPED, ["reason" = "capacity"];
     /// A request that another shard owns and whose mailbox was full.
     DropMailbox => DROPPED, ["reason" = "mailbox"];
     /// Binding requests answered.
@@ -188,6 +217,28 @@ counters! {
     RelayOpenFailures => total("waypost_relay_open_failures_total", "Relay ports that could not be opened"), [];
     /// TURN allocations of this shard.
     Allocations => gauge("waypost_allocations", "TURN allocations that this shard serves"), [];
+    /// Requests of Rabid Hole Punch.
+    RabidRequests => DIALECT_REQUESTS, ["dialect" = "rabid"];
+    /// Errors sent to clients of Rabid Hole Punch.
+    RabidErrors => DIALECT_ERRORS, ["dialect" = "rabid"];
+    /// Sessions of Rabid Hole Punch.
+    RabidSessions => DIALECT_SESSIONS, ["dialect" = "rabid"];
+    /// Requests of simple-hole-punch.
+    SimpleRequests => DIALECT_REQUESTS, ["dialect" = "simple"];
+    /// Errors sent to clients of simple-hole-punch.
+    SimpleErrors => DIALECT_ERRORS, ["dialect" = "simple"];
+    /// Sessions of simple-hole-punch.
+    SimpleSessions => DIALECT_SESSIONS, ["dialect" = "simple"];
+    /// Requests of GodotP2P.
+    GodotP2pRequests => DIALECT_REQUESTS, ["dialect" = "godot-p2p"];
+    /// Errors sent to clients of GodotP2P.
+    GodotP2pErrors => DIALECT_ERRORS, ["dialect" = "godot-p2p"];
+    /// Sessions of GodotP2P.
+    GodotP2pSessions => DIALECT_SESSIONS, ["dialect" = "godot-p2p"];
+    /// Pairs of players that a dialect relays for.
+    DialectPairs => gauge("waypost_dialect_relayed_pairs", "Pairs of players that the invisible relay has ports for"), [];
+    /// Pairs that were to be relayed and are not because there was no port for them.
+    DialectRelayRefusals => total("waypost_dialect_relay_refusals_total", "Pairs of players that were shown to each other directly for want of relay ports"), [];
     /// Source addresses that this shard relays for.
     Flows => gauge("waypost_flows", "Source addresses that this shard relays for"), [];
 }

@@ -54,28 +54,41 @@ impl ReplyBudget {
         class: Class,
         fill: impl FnOnce(&mut MessageWriter<'_>),
     ) -> Result<(), Counter> {
-        let is_limited = self.bytes_per_sec != 0 && !way.to.is_loopback();
-        let place = if is_limited {
-            let place = self.hasher.hash_one(way.to.source_prefix()) as usize % PLACES;
-            if self.earned_at[place] > now.0 + BURST_MS {
-                return Err(Counter::DropBudget);
-            }
-            Some(place)
-        } else {
-            None
-        };
+        let place = self.place(now, way.to).ok_or(Counter::DropBudget)?;
         let start = out.bytes.len();
         let mut writer = MessageWriter::answer(&mut out.bytes, request, class);
         fill(&mut writer);
         writer.finish();
-        if let Some(place) = place {
-            let len = (out.bytes.len() - start) as u64;
-            let earned_at = &mut self.earned_at[place];
-            let cost_ms = (len + PACKET_OVERHEAD) * 1000 / u64::from(self.bytes_per_sec);
-            *earned_at = (*earned_at).max(now.0) + cost_ms;
-        }
+        self.spend(now, place, out.bytes.len() - start);
         out.transmit(way.egress, way.to, start);
         Ok(())
+    }
+
+    /// Draws `len` bytes for `to`; false if they must not be sent.
+    pub fn draw(&mut self, now: Millis, to: Addr, len: usize) -> bool {
+        let place = self.place(now, to);
+        place
+            .inspect(|&place| self.spend(now, place, len))
+            .is_some()
+    }
+
+    /// Whose budget `to` draws on, if anybody's; `None` if it is used up.
+    #[inline]
+    fn place(&self, now: Millis, to: Addr) -> Option<Option<usize>> {
+        if self.bytes_per_sec == 0 || to.is_loopback() {
+            return Some(None);
+        }
+        let place = self.hasher.hash_one(to.source_prefix()) as usize % PLACES;
+        (self.earned_at[place] <= now.0 + BURST_MS).then_some(Some(place))
+    }
+
+    #[inline]
+    fn spend(&mut self, now: Millis, place: Option<usize>, len: usize) {
+        if let Some(place) = place {
+            let earned_at = &mut self.earned_at[place];
+            let cost_ms = (len as u64 + PACKET_OVERHEAD) * 1000 / u64::from(self.bytes_per_sec);
+            *earned_at = (*earned_at).max(now.0) + cost_ms;
+        }
     }
 }
 

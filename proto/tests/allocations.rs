@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::agent::{Agent, Config, HostConfig, PathPolicy, Probing, Target};
+use waypost_proto::dialect::DialectConfig;
 use waypost_proto::forwarding::{RelayLimits, Service, SocketIndex};
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::nonce::ServerSecret;
@@ -87,6 +88,7 @@ fn shard_of(index: u16, count: u16) -> Shard {
             unproven_bytes_per_sec: u32::MAX,
             ..TurnConfig::default()
         },
+        dialects: DialectConfig::default(),
     };
     Shard::new(config, Millis(0))
 }

@@ -3,6 +3,7 @@
 
 use proptest::prelude::*;
 use waypost_proto::addr::{Addr, ClientAddr};
+use waypost_proto::dialect::DialectConfig;
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::nonce::ServerSecret;
@@ -62,6 +63,7 @@ impl Server {
             sockets: [SocketRole::Main, SocketRole::Probe].repeat(4),
             discovery: groups.filter(|_| has_alternate).collect(),
             lobby: LobbyConfig::default(),
+            dialects: DialectConfig::default(),
             turn: TurnConfig {
                 unproven_bytes_per_sec: bytes_per_sec,
                 ..TurnConfig::default()

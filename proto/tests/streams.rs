@@ -4,6 +4,7 @@
 
 use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::agent::{Agent, Config, HostConfig, Target};
+use waypost_proto::dialect::DialectConfig;
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::{LobbyConfig, Mail};
 use waypost_proto::nonce::ServerSecret;
@@ -45,6 +46,7 @@ fn shard(index: u16) -> Shard {
         },
         seed: [2 + index as u8; 32],
         placement_seeds: [3, 4],
+        dialects: DialectConfig::default(),
         turn: TurnConfig {
             credentials: TurnCredentials {
                 realm: "example".to_owned(),

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
+use waypost_proto::dialect::{Dialect, DialectConfig};
 use waypost_proto::forwarding::RelayLimits;
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::lobby::door::DoorAnswer;
@@ -116,6 +117,7 @@ impl Server {
                     discovery: server.listeners.discovery(config),
                     lobby: lobby_config(config, server.listeners.probe_port()),
                     turn: turn.clone(),
+                    dialects: dialect_config(config, &server.listeners),
                     access: access_of(config.open_rendezvous, &config.auth_secrets),
                     secret: secret.clone(),
                     wall,
@@ -235,6 +237,12 @@ impl Server {
     #[must_use]
     pub fn tls_addrs(&self) -> Vec<SocketAddr> {
         self.listeners.tls_addrs()
+    }
+
+    /// Where a dialect is served; nowhere unless an option says so.
+    #[must_use]
+    pub fn dialect_addrs(&self, dialect: Dialect) -> Vec<SocketAddr> {
+        self.listeners.dialect_addrs(dialect)
     }
 
     /// The second vantage port; 0 if there is none.
@@ -385,6 +393,18 @@ fn lobby_config(config: &Config, probe_port: u16) -> LobbyConfig {
         },
         probe_port,
         ..LobbyConfig::default()
+    }
+}
+
+fn dialect_config(config: &Config, listeners: &Listeners) -> DialectConfig {
+    DialectConfig {
+        sessions_max: config.per_shard(config.sessions_max),
+        players_max: config.per_shard(config.members_max),
+        sessions_per_source: config.dialect_sessions_per_source,
+        bytes_per_sec: config.dialect_bytes_per_sec,
+        relay: config.dialect_relay.clone(),
+        pairs_max: config.dialect_pairs_max as usize,
+        simple_public: listeners.simple_public(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use waypost_proto::addr::{Addr, ClientAddr};
+use waypost_proto::dialect::DialectConfig;
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::nonce::ServerSecret;
@@ -159,6 +160,7 @@ fn turn_shard() -> Shard {
         discovery: Vec::new(),
         lobby: LobbyConfig::default(),
         turn,
+        dialects: DialectConfig::default(),
         access: RendezvousAccess::Open,
         secret: ServerSecret([1; 32]),
         wall: WallClock {

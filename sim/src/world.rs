@@ -6,6 +6,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::agent::{Agent, Config, Event, Path, PathPolicy, Probing};
+use waypost_proto::dialect::DialectConfig;
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::{LobbyConfig, Mail};
 use waypost_proto::nonce::ServerSecret;
@@ -148,6 +149,7 @@ impl World {
                     seed: self.rng.random(),
                     placement_seeds,
                     turn: TurnConfig::default(),
+                    dialects: DialectConfig::default(),
                 };
                 Shard::new(config, Millis(self.now))
             })

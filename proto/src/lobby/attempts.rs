@@ -20,7 +20,7 @@ const TARGET_FORGIVE_MS: u64 = 3_000;
 const TARGET_BURST: u64 = 20;
 
 /// Failures by source prefix and by what was tried.
-pub(super) struct FailureBuckets {
+pub(crate) struct FailureBuckets {
     hasher: RandomState,
     sources: Box<[Millis]>,
     targets: Box<[Millis]>,

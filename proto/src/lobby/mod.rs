@@ -23,11 +23,13 @@ use std::collections::HashMap;
 use ahash::RandomState;
 use rand::rngs::StdRng;
 
-use self::attempts::FailureBuckets;
+pub(crate) use self::attempts::FailureBuckets;
 pub use self::inspection::SeatView;
 pub(crate) use self::listing::ListCursor;
-use self::session::{Member, Session, Slab};
+pub(crate) use self::session::Slab;
+use self::session::{Member, Session};
 use crate::addr::{Addr, ClientAddr, ProvenAddr};
+use crate::dialect::DialectTimer;
 use crate::forwarding::{HalfRoute, RelayLimits, Route, SocketIndex};
 use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
@@ -349,6 +351,8 @@ pub(crate) enum TimerKey {
     Reservation(u32),
     /// Not the lobby's: an allocation whose relay port is another shard's, and not free yet.
     BorrowedPort(u32),
+    /// Not the lobby's: something of a dialect.
+    Dialect(DialectTimer),
 }
 
 /// Between two pulses.
@@ -448,7 +452,10 @@ impl Lobby {
                     self.begin_pulse(turn);
                 }
             }
-            TimerKey::Allocation(_) | TimerKey::Reservation(_) | TimerKey::BorrowedPort(_) => {
+            TimerKey::Allocation(_)
+            | TimerKey::Reservation(_)
+            | TimerKey::BorrowedPort(_)
+            | TimerKey::Dialect(_) => {
                 unreachable!("the shard gives the lobby its own timers only")
             }
         }

@@ -10,7 +10,7 @@ use crate::wire::join_code::JoinCode;
 use crate::wire::native::{EventKind, LeaveReason, NatMapping, SeatHandle, SeatId};
 
 /// A fixed-capacity store with stable indexes.
-pub(super) struct Slab<T> {
+pub(crate) struct Slab<T> {
     items: Vec<Option<T>>,
     free: Vec<u32>,
     capacity: usize,

@@ -18,6 +18,8 @@ pub struct Inspection {
     pub sessions: usize,
     /// Sessions that have routes here.
     pub routed_sessions: usize,
+    /// Sessions, players and relayed pairs of dialects.
+    pub dialects: [usize; 3],
     /// TURN allocations.
     pub allocations: usize,
     /// Relay sockets that are open or being opened.
@@ -37,8 +39,14 @@ impl Shard {
     #[must_use]
     pub fn inspect(&self) -> Inspection {
         self.lobby.assert_consistent();
+        self.dialects.assert_consistent();
         let (relay_sockets, relay_ports) = self.turn.relay_sockets();
         Inspection {
+            dialects: [
+                self.dialects.session_count(),
+                self.dialects.player_count(),
+                self.dialects.pair_count(),
+            ],
             allocations: self.turn.allocation_count(),
             relay_sockets,
             relay_ports,

@@ -24,8 +24,8 @@ const TRIES: u8 = 16;
 
 /// The relay address of one family, and its ports.
 pub(super) struct RelayAddress {
-    ip: RelayIp,
-    pool: PortPool,
+    pub ip: RelayIp,
+    pub pool: PortPool,
 }
 
 impl RelayAddress {

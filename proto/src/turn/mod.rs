@@ -13,6 +13,7 @@
 //! * `port_pool`: the ports of relayed transport addresses.
 //! * `icmp`: errors on the way to peers.
 //! * `reservation`: ports that are redeemed on another shard.
+//! * `lent`: relay ports of others.
 
 mod allocate;
 mod allocation;
@@ -21,6 +22,7 @@ pub mod channel;
 pub mod credential;
 mod handlers;
 mod icmp;
+mod lent;
 mod mobility;
 pub mod peer_policy;
 pub mod permission;

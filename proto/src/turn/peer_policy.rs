@@ -60,6 +60,12 @@ impl Cidr {
         bits & self.mask == self.network
     }
 
+    /// Whether an address is in the range.
+    #[must_use]
+    pub fn contains_ip(self, ip: IpAddr) -> bool {
+        self.contains(to_bits(ip))
+    }
+
     /// The first address of the range.
     #[must_use]
     pub fn first(self) -> IpAddr {

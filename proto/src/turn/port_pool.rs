@@ -107,6 +107,23 @@ impl PortPool {
         Some(port)
     }
 
+    /// Takes a random free port out of those that are whole multiples of `spacing` above the first one.
+    pub fn take_spaced(&mut self, spacing: u16, rng: &mut StdRng) -> Option<u16> {
+        let spacing = u32::from(spacing);
+        let places = self.count.div_ceil(spacing);
+        if places == 0 {
+            return None;
+        }
+        let start = rng.random_range(0..places);
+        let offset = (start..places)
+            .chain(0..start)
+            .map(|place| place * spacing)
+            .find(|&offset| self.is_free(offset))?;
+        let port = u16::try_from(u32::from(self.first) + offset).expect("inside the range");
+        self.mark(port);
+        Some(port)
+    }
+
     /// Takes this very port, which is free.
     pub fn mark(&mut self, port: u16) {
         let offset = u32::from(port - self.first);
@@ -146,6 +163,17 @@ mod tests {
                 assert_eq!(all, (low..=high).collect());
             }
         }
+    }
+
+    #[test]
+    fn spaced_ports_keep_their_distance() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let mut pool = PortPool::of_shard(50_000..=50_099, 0, 1);
+        let mut taken: Vec<_> = std::iter::from_fn(|| pool.take_spaced(18, &mut rng)).collect();
+        taken.sort_unstable();
+        assert_eq!(taken, [50_000, 50_018, 50_036, 50_054, 50_072, 50_090]);
+        assert!(pool.take_spaced(1, &mut rng).is_some());
+        assert_eq!(pool.taken_count(), 7);
     }
 
     #[test]

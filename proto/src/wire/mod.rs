@@ -2,8 +2,11 @@
 //! Nothing here keeps state, and no input can make it panic.
 
 pub mod channel_data;
+pub mod godot_p2p;
 pub mod join_code;
 pub mod native;
+pub mod rabid;
+pub mod simple;
 pub mod stream;
 pub mod stun;
 

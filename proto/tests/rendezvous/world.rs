@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use waypost_proto::addr::{Addr, ClientAddr};
+use waypost_proto::dialect::DialectConfig;
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::door::{DoorAnswer, DoorRequest};
 use waypost_proto::lobby::{LobbyConfig, Mail};
@@ -97,6 +98,7 @@ impl World {
                 discovery: Vec::new(),
                 lobby: setup.lobby.clone(),
                 turn: TurnConfig::default(),
+                dialects: DialectConfig::default(),
                 access: setup.access.clone(),
                 secret: ServerSecret(setup.secret),
                 wall: WallClock {

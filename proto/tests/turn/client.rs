@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use waypost_proto::addr::{Addr, ClientAddr};
+use waypost_proto::dialect::DialectConfig;
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::{LobbyConfig, Mail};
 use waypost_proto::nonce::ServerSecret;
@@ -98,6 +99,7 @@ impl Server {
                 ..LobbyConfig::default()
             },
             turn,
+            dialects: DialectConfig::default(),
             access: RendezvousAccess::Open,
             secret: ServerSecret([9; 32]),
             wall: WallClock {

@@ -1,5 +1,5 @@
-//! The sockets of a server: every main, probe and TLS address, once per shard in a `SO_REUSEPORT` group. A main address has
-//! one port for UDP and TCP.
+//! The sockets of a server: every main, probe and TLS address, once per shard in a `SO_REUSEPORT` group, and every address of a
+//! dialect, on the one shard that serves it. A main address has one port for UDP and TCP.
 //!
 //! A wildcard address becomes one socket per local address where the host has several, so that an answer leaves from the
 //! address that was asked. The sockets of all shards are bound here, in the order of their indexes in the protocol.
@@ -9,11 +9,12 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use waypost_proto::addr::Addr;
+use waypost_proto::dialect::Dialect;
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::shard::{DiscoveryGroup, SocketRole};
 
 use super::relay::external_ip;
-use crate::control::config::{Config, ConfigError};
+use crate::control::config::{Config, ConfigError, listen_option};
 use crate::packet_io::{SocketId, StreamIo, TcpOptions, UdpOptions, bind_tcp_listener, bind_udp};
 use crate::streams::StreamListener;
 
@@ -24,12 +25,16 @@ const PORT_TRIES: u32 = 16;
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 const SEND_BUFFER_BYTES: usize = 4 << 20;
 
+/// The UDP sockets of one shard in the order of their indexes; none where another shard has the only one.
+type UdpSockets = Vec<Option<UdpSocket>>;
+
 /// The addresses a server listens on.
 pub(super) struct Listeners {
     sockets: Vec<(SocketRole, SocketAddr)>,
     streams: Vec<StreamAddress>,
     shard_count: u16,
     probe_port: u16,
+    simple_public: Vec<(SocketIndex, Addr)>,
 }
 
 #[derive(Clone, Copy)]
@@ -42,7 +47,7 @@ struct StreamAddress {
 #[derive(Default)]
 pub(super) struct ShardSockets {
     /// In the order of their indexes.
-    udp: Vec<UdpSocket>,
+    udp: UdpSockets,
     /// In the order of their addresses.
     tcp: Vec<(SocketIndex, bool, TcpListener)>,
 }
@@ -53,8 +58,9 @@ impl ShardSockets {
         self,
         io: &mut P,
         listeners: &mut Vec<StreamListener>,
-    ) -> io::Result<Vec<SocketId>> {
-        let ids = self.udp.into_iter().map(|socket| io.add_socket(socket));
+    ) -> io::Result<Vec<Option<SocketId>>> {
+        let ids = self.udp.into_iter();
+        let ids = ids.map(|socket| socket.map(|socket| io.add_socket(socket)).transpose());
         let ids: io::Result<Vec<_>> = ids.collect();
         for (socket, is_tls, listener) in self.tcp {
             let id = io.add_listener(listener)?;
@@ -67,7 +73,7 @@ impl ShardSockets {
 impl Listeners {
     /// Binds everything. The second value has the sockets of each shard.
     pub fn bind(config: &Config) -> Result<(Self, Vec<ShardSockets>), ConfigError> {
-        let mut shards: Vec<Vec<UdpSocket>> = (0..config.shard_count).map(|_| Vec::new()).collect();
+        let mut shards: Vec<UdpSockets> = (0..config.shard_count).map(|_| Vec::new()).collect();
         let mut groups = Vec::new();
         let mut streams = Vec::new();
         let mut sockets = Vec::new();
@@ -106,6 +112,28 @@ impl Listeners {
             probe_port = bound.port();
             sockets.push((SocketRole::Probe, bound));
         }
+        let mut simple_public = Vec::new();
+        for listen in &config.dialect_listen {
+            let mut port = listen.at.port();
+            for host in expand(listen.at.ip(), false) {
+                let at = SocketAddr::new(host, port);
+                let owner = listen.dialect.shard(shards.len());
+                let bound = bind_on_one(at, &mut shards, owner).map_err(|error| {
+                    let option = format!("--{}", listen_option(listen.dialect));
+                    ConfigError::bind("UDP", at, &option, &error)
+                })?;
+                port = bound.port();
+                if listen.dialect == Dialect::Simple {
+                    let index = u16::try_from(sockets.len()).expect("a server has few listeners");
+                    let mut public = listen.public;
+                    if public.port() == 0 {
+                        public.set_port(port);
+                    }
+                    simple_public.push((SocketIndex(index), Addr::new(public)));
+                }
+                sockets.push((SocketRole::Dialect(listen.dialect), bound));
+            }
+        }
         for &listen in &config.tls_listen {
             let group = bind_stream_group(listen, shards.len(), RETRY_IN_USE)
                 .map_err(|(at, error)| ConfigError::bind("TCP", at, "--tls-listen", &error))?;
@@ -119,6 +147,7 @@ impl Listeners {
             streams,
             shard_count: u16::try_from(shards.len()).expect("at most 128 shards"),
             probe_port,
+            simple_public,
         };
         let mut of_shards: Vec<_> = shards
             .into_iter()
@@ -210,11 +239,26 @@ impl Listeners {
             .collect()
     }
 
+    /// What each listener of simple-hole-punch writes into session ids.
+    pub fn simple_public(&self) -> Vec<(SocketIndex, Addr)> {
+        self.simple_public.clone()
+    }
+
+    /// Where a dialect is served.
+    pub fn dialect_addrs(&self, dialect: Dialect) -> Vec<SocketAddr> {
+        self.sockets
+            .iter()
+            .filter(|(role, _)| *role == SocketRole::Dialect(dialect))
+            .map(|&(_, at)| at)
+            .collect()
+    }
+
     /// One line for each address, as printed at start.
     pub fn lines(&self) -> Vec<String> {
         let udp = self.sockets.iter().map(|(role, at)| match role {
             SocketRole::Probe => format!("probe {at}"),
-            _ => format!("udp {at}"),
+            SocketRole::Dialect(dialect) => format!("{} {at}", dialect.name()),
+            SocketRole::Main | SocketRole::Stream { .. } => format!("udp {at}"),
         });
         let streams = self.streams.iter().map(|stream| {
             let kind = if stream.is_tls { "tls" } else { "tcp" };
@@ -260,7 +304,7 @@ fn probe_hosts(mut hosts: Vec<IpAddr>) -> Vec<IpAddr> {
 fn bind_main(
     address: SocketAddr,
     with_tcp: bool,
-    shards: &mut [Vec<UdpSocket>],
+    shards: &mut [UdpSockets],
 ) -> Result<(SocketAddr, Option<Vec<TcpListener>>), ConfigError> {
     let (mut tries_left, retry_in_use) = match address.port() {
         0 => (PORT_TRIES, Duration::ZERO),
@@ -318,7 +362,7 @@ fn bind_stream_group(
 /// Binds one address for every shard; port 0 is chosen by the first.
 fn bind_group(
     address: SocketAddr,
-    shards: &mut [Vec<UdpSocket>],
+    shards: &mut [UdpSockets],
 ) -> Result<SocketAddr, (SocketAddr, io::Error)> {
     // Without SO_REUSEPORT first, so that another server on this port is an error and does not share it.
     drop(
@@ -341,7 +385,30 @@ fn bind_group(
     for sockets in shards {
         let socket = bind_udp(bound, &options).map_err(|error| (bound, error))?;
         bound = socket.local_addr().map_err(|error| (bound, error))?;
-        sockets.push(socket);
+        sockets.push(Some(socket));
+    }
+    Ok(bound)
+}
+
+/// Binds one address for shard `owner` only.
+fn bind_on_one(
+    address: SocketAddr,
+    shards: &mut [UdpSockets],
+    owner: usize,
+) -> io::Result<SocketAddr> {
+    let options = UdpOptions {
+        reuse_port: false,
+        recv_buffer_bytes: Some(RECEIVE_BUFFER_BYTES),
+        send_buffer_bytes: Some(SEND_BUFFER_BYTES),
+        retry_in_use: RETRY_IN_USE,
+    };
+    let socket = bind_udp(address, &options)?;
+    let bound = socket.local_addr()?;
+    for sockets in &mut *shards {
+        sockets.push(None);
+    }
+    if let Some(place) = shards[owner].last_mut() {
+        *place = Some(socket);
     }
     Ok(bound)
 }

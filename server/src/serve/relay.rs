@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use waypost_proto::addr::Addr;
+use waypost_proto::dialect::RelayMode;
 use waypost_proto::forwarding::RelayLimits;
 use waypost_proto::turn::peer_policy::PeerRules;
 use waypost_proto::turn::{RelayIp, TurnConfig, TurnCredentials};
@@ -160,6 +161,15 @@ fn own_services(config: &Config, listeners: &[SocketAddr], host_ips: &[IpAddr]) 
     services
 }
 
+/// Relay sockets that dialects may open on one shard.
+fn dialect_relays(config: &Config) -> usize {
+    if config.dialect_listen.is_empty() || matches!(config.dialect_relay, RelayMode::Off) {
+        0
+    } else {
+        2 * config.dialect_pairs_max as usize
+    }
+}
+
 /// How many descriptors each shard may have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Descriptors {
@@ -182,6 +192,7 @@ pub(super) fn descriptors_per_shard(
     } else {
         2 * config.per_shard(config.allocations_max)
     };
+    let relays = relays + dialect_relays(config);
     let sockets = (listeners + relays).clamp(listeners + 1, usize::from(u16::MAX)) as u64;
     let streams = match stream_listeners {
         0 => 0,

@@ -13,16 +13,18 @@ pub struct SocketMap {
 }
 
 impl SocketMap {
-    /// The listeners, in the order of their indexes in the protocol.
+    /// The listeners, in the order of their indexes in the protocol; none where another shard has the only socket.
     ///
     /// # Panics
     /// With more than 65,535 of them.
     #[must_use]
-    pub fn of_listeners(ids: &[SocketId]) -> Self {
+    pub fn of_listeners(ids: &[Option<SocketId>]) -> Self {
         let mut map = Self::default();
         for (index, &id) in ids.iter().enumerate() {
             let index = u16::try_from(index).expect("a server has few listeners");
-            map.insert(SocketIndex(index), id);
+            if let Some(id) = id {
+                map.insert(SocketIndex(index), id);
+            }
         }
         map
     }
@@ -74,7 +76,7 @@ mod tests {
     #[test]
     fn a_name_that_was_given_anew_is_not_found_by_the_old_one() {
         let (first, second) = (SocketId::new(3, 0), SocketId::new(3, 1));
-        let mut map = SocketMap::of_listeners(&[SocketId::new(0, 0), first]);
+        let mut map = SocketMap::of_listeners(&[Some(SocketId::new(0, 0)), Some(first)]);
         assert_eq!(map.index(first), Some(SocketIndex(1)));
         assert_eq!(map.remove(SocketIndex(1)), Some(first));
         assert_eq!(map.remove(SocketIndex(1)), None);

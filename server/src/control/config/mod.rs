@@ -4,6 +4,7 @@
 //! meaning is decided once, in [`Config::from_settings`]. Nothing here binds, writes or starts
 //! anything; only files that hold secrets are read.
 
+mod dialects;
 mod error;
 mod host;
 mod invocation;
@@ -20,12 +21,15 @@ use std::{
     sync::Arc,
 };
 
+pub use dialects::DialectListen;
+pub(crate) use dialects::listen_option;
 pub use error::{ConfigError, EXIT_CODE};
 pub use host::Host;
 pub use invocation::{Invocation, Sources};
 pub use layers::{Origin, Setting, Settings};
 pub use options::{OPTIONS, OptionSpec, Preset};
 
+use waypost_proto::dialect::RelayMode;
 use waypost_proto::turn::peer_policy::Cidr;
 
 use super::secret::Secret;
@@ -138,6 +142,16 @@ pub struct Config {
     pub allocation_bytes_per_sec: u32,
     /// Bytes per second that TURN answers to an unproven source; 0 is no limit.
     pub unproven_bytes_per_sec: u32,
+    /// Addresses on which other systems' protocols are served.
+    pub dialect_listen: Vec<DialectListen>,
+    /// Which players of dialects are relayed.
+    pub dialect_relay: RelayMode,
+    /// Pairs of players that are relayed on each shard that serves dialects.
+    pub dialect_pairs_max: u32,
+    /// Sessions of dialects that one source prefix may have; 0 is no limit.
+    pub dialect_sessions_per_source: u32,
+    /// Bytes per second that one source prefix may draw from dialects; 0 is no limit.
+    pub dialect_bytes_per_sec: u32,
     /// Whether sessions need no credentials.
     pub open_rendezvous: bool,
     /// Secrets that sign `expiry:user` credentials, at most two.
@@ -233,6 +247,11 @@ impl Config {
                 .number("allocation-packets-per-sec", 0..=10_000_000)?,
             allocation_bytes_per_sec: read.number("allocation-bytes-per-sec", 0..=u32::MAX)?,
             unproven_bytes_per_sec: read.number("unproven-bytes-per-sec", 0..=u32::MAX)?,
+            dialect_listen: read.dialect_listen()?,
+            dialect_relay: read.dialect_relay()?,
+            dialect_pairs_max: read.number("max-dialect-pairs", 1..=1 << 14)?,
+            dialect_sessions_per_source: read.number("dialect-sessions-per-source", 0..=1 << 20)?,
+            dialect_bytes_per_sec: read.number("dialect-bytes-per-sec", 0..=u32::MAX)?,
             open_rendezvous: read.truth("open-rendezvous")?,
             auth_secrets: read.secrets("auth-secret", "auth-secret-file")?,
             secret_file_chosen: chosen("secret-file") || chosen("state-dir"),

@@ -230,6 +230,60 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .preset("1000"),
     OptionSpec::new(
+        "rabid-listen",
+        "IP:PORT",
+        "Serve Rabid Hole Punch here, UDP; repeatable [usual port: 57775]",
+    )
+    .up_to(8),
+    OptionSpec::new(
+        "simple-listen",
+        "IP:PORT",
+        "Serve simple-hole-punch here, UDP; repeatable",
+    )
+    .up_to(8),
+    OptionSpec::new(
+        "simple-public",
+        "IP:PORT",
+        "What clients reach a --simple-listen by, written into session ids; one for each, in order; port 0 is the one bound",
+    )
+    .up_to(8),
+    OptionSpec::new(
+        "godot-p2p-listen",
+        "IP:PORT",
+        "Serve GodotP2P here, UDP; repeatable [usual port: 5160]",
+    )
+    .up_to(8),
+    OptionSpec::new(
+        "dialect-relay",
+        "MODE",
+        "off, on or force: whether rabid, simple and godot-p2p players get relay ports as each other's addresses",
+    )
+    .preset("off"),
+    OptionSpec::new(
+        "dialect-relay-net",
+        "CIDR",
+        "With --dialect-relay on, a network whose players are always relayed; repeatable",
+    )
+    .up_to(256),
+    OptionSpec::new(
+        "max-dialect-pairs",
+        "N",
+        "Pairs of players that --dialect-relay relays at one time, on each shard that serves dialects",
+    )
+    .preset("2048"),
+    OptionSpec::new(
+        "dialect-sessions-per-source",
+        "N",
+        "Sessions of dialects that one IPv4 address may have; 0 is no limit",
+    )
+    .preset("64"),
+    OptionSpec::new(
+        "dialect-bytes-per-sec",
+        "BYTES",
+        "Bytes per second of lists and addresses that dialects answer to one IPv4 address; 0 is no limit",
+    )
+    .preset("4000"),
+    OptionSpec::new(
         "open-rendezvous",
         "BOOL",
         "Whether sessions need no credentials; false: a ticket or an expiry:user credential is needed",

@@ -1,0 +1,192 @@
+//! A server of one shard whose relay sockets are pretended.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use waypost_proto::addr::{Addr, ClientAddr};
+use waypost_proto::dialect::{Dialect, DialectConfig};
+use waypost_proto::forwarding::SocketIndex;
+use waypost_proto::lobby::LobbyConfig;
+use waypost_proto::nonce::ServerSecret;
+use waypost_proto::shard::{Inspection, RendezvousAccess, Shard, ShardConfig, SocketRole, Verdict};
+use waypost_proto::stats::Counter;
+use waypost_proto::time::{Millis, WallClock};
+use waypost_proto::turn::{RelayCommand, RelayIp, RelayRefusal, TurnConfig};
+
+pub const SERVER: &str = "203.0.113.1";
+
+pub fn addr(text: &str) -> Addr {
+    Addr::new(text.parse().expect("an address"))
+}
+
+/// What the server sent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sent {
+    pub at: u64,
+    /// The listener's or relay socket's address.
+    pub from: Addr,
+    pub to: Addr,
+    pub bytes: Vec<u8>,
+}
+
+impl Sent {
+    pub fn text(&self) -> String {
+        String::from_utf8(self.bytes.clone()).expect("text")
+    }
+}
+
+pub struct World {
+    pub shard: Shard,
+    pub now: Millis,
+    /// The sockets that are open.
+    pub open: BTreeMap<u16, Addr>,
+    /// Ports that strangers have.
+    pub in_use: Vec<u16>,
+    /// Whether the host has no room for sockets.
+    pub exhausted: bool,
+    pub sent: Vec<Sent>,
+}
+
+/// Every dialect on a socket of its own: 203.0.113.1, port 1000 and the dialect's number.
+pub fn listener(dialect: Dialect) -> Addr {
+    let place = Dialect::ALL.iter().position(|&other| other == dialect);
+    let place = u16::try_from(place.unwrap()).unwrap();
+    addr(&format!("{SERVER}:{}", 1000 + place))
+}
+
+impl World {
+    pub fn new(dialects: DialectConfig) -> Self {
+        let ip: IpAddr = SERVER.parse().unwrap();
+        let place = |(_, dialect): &(usize, &Dialect)| **dialect == Dialect::Simple;
+        let simple = Dialect::ALL.iter().enumerate().find(place).unwrap().0;
+        let dialects = DialectConfig {
+            simple_public: vec![(SocketIndex(simple as u16), listener(Dialect::Simple))],
+            ..dialects
+        };
+        let config = ShardConfig {
+            index: 0,
+            count: 1,
+            sockets: Dialect::ALL.map(SocketRole::Dialect).to_vec(),
+            discovery: Vec::new(),
+            lobby: LobbyConfig::default(),
+            turn: TurnConfig {
+                relay_ips: vec![RelayIp {
+                    local: ip,
+                    external: ip,
+                }],
+                relay_ports: 50_000..=51_999,
+                ..TurnConfig::default()
+            },
+            dialects,
+            access: RendezvousAccess::Open,
+            secret: ServerSecret([1; 32]),
+            wall: WallClock {
+                unix_ms_at_zero: 1_700_000_000_000,
+            },
+            seed: [2; 32],
+            placement_seeds: [3, 4],
+        };
+        let open = Dialect::ALL.iter().enumerate();
+        let open = open.map(|(place, &dialect)| (place as u16, listener(dialect)));
+        Self {
+            shard: Shard::new(config, Millis(0)),
+            now: Millis(0),
+            open: open.collect(),
+            in_use: Vec::new(),
+            exhausted: false,
+            sent: Vec::new(),
+        }
+    }
+
+    /// One datagram comes to a socket that is open.
+    pub fn deliver(&mut self, from: Addr, to: Addr, bytes: &[u8]) -> Verdict {
+        let socket = self.open.iter().find(|(_, at)| **at == to);
+        let Some((&socket, _)) = socket else {
+            return Verdict::Drop(Counter::DropNoRoute);
+        };
+        let verdict =
+            self.shard
+                .handle_datagram(self.now, SocketIndex(socket), ClientAddr(from), bytes);
+        if let Verdict::Forward(forward) = verdict {
+            let payload = &bytes[forward.strip..][..forward.payload_len];
+            self.sent.push(Sent {
+                at: self.now.0,
+                from: self.open[&forward.route.egress.0],
+                to: forward.route.to,
+                bytes: payload.to_vec(),
+            });
+        }
+        self.settle();
+        verdict
+    }
+
+    fn settle(&mut self) {
+        self.shard.handle_timeout(self.now);
+        loop {
+            let commands = std::mem::take(&mut self.shard.outbox().relay);
+            if commands.is_empty() {
+                break;
+            }
+            for command in commands {
+                match command {
+                    RelayCommand::Open { socket, at } => {
+                        let outcome = if self.exhausted {
+                            Err(RelayRefusal::Impossible)
+                        } else if self.in_use.contains(&at.port()) {
+                            Err(RelayRefusal::InUse)
+                        } else {
+                            assert!(self.open.values().all(|open| *open != at), "{at} twice");
+                            assert!(self.open.insert(socket.0, at).is_none());
+                            Ok(())
+                        };
+                        self.shard.handle_relay_opened(self.now, socket, outcome);
+                    }
+                    RelayCommand::Close { socket } => {
+                        assert!(self.open.remove(&socket.0).is_some(), "it was open");
+                    }
+                }
+            }
+        }
+        let (at, outbox) = (self.now.0, self.shard.outbox());
+        for transmit in &outbox.transmits {
+            self.sent.push(Sent {
+                at,
+                from: self.open[&transmit.socket.0],
+                to: transmit.to,
+                bytes: outbox.bytes[transmit.start..transmit.end].to_vec(),
+            });
+        }
+        outbox.clear();
+    }
+
+    /// Lets time pass, timer by timer.
+    pub fn pass(&mut self, ms: u64) {
+        let end = self.now + ms;
+        while let Some(next) = self.shard.poll_timeout().filter(|&next| next <= end) {
+            self.now = next.max(self.now);
+            self.settle();
+        }
+        self.now = end;
+        self.settle();
+    }
+
+    /// What was sent since the last time.
+    pub fn take(&mut self) -> Vec<Sent> {
+        std::mem::take(&mut self.sent)
+    }
+
+    /// What was sent to `to` since the last time; the rest is kept.
+    pub fn take_to(&mut self, to: Addr) -> Vec<Sent> {
+        let (mine, rest) = self.take().into_iter().partition(|sent| sent.to == to);
+        self.sent = rest;
+        mine
+    }
+
+    pub fn counter(&mut self, counter: Counter) -> u64 {
+        self.shard.counters().get(counter)
+    }
+
+    pub fn inspect(&self) -> Inspection {
+        self.shard.inspect()
+    }
+}
