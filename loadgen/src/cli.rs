@@ -57,7 +57,7 @@ struct Arguments {
     /// Members of each session, 2 to 255 [default: 2]
     #[arg(long, value_name = "M")]
     members: Option<u8>,
-    /// Who sends to whom [default: mesh; star with `--turn-mode peer`]
+    /// Who sends to whom [default: mesh; star where only the host knows the others]
     #[arg(long, value_enum)]
     topology: Option<Topology>,
     /// Datagrams per second, all sessions together [default: 20 for each pair and direction, at most 20000]
@@ -292,7 +292,8 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
     let sizes = sizes(&given)?;
     let target = given.target.as_deref().map(resolve).transpose()?;
     in_range("--sessions", given.sessions as f64, 1.0, 1e6)?;
-    in_range("--members", f64::from(members), 2.0, 255.0)?;
+    let members_max = given.protocol.members_max();
+    in_range("--members", f64::from(members), 2.0, f64::from(members_max))?;
     let members_total = u64::from(given.sessions) * u64::from(members);
     if members_total > MEMBERS_TOTAL_MAX {
         return Err(Failure::configuration(
@@ -421,13 +422,14 @@ fn check_storm(given: &Arguments) -> Result<(), Failure> {
 
 fn topology(given: &Arguments, members: u8) -> Result<Topology, Failure> {
     let plain_peers = given.protocol == Protocol::Turn && given.turn_mode == TurnMode::Peer;
+    let is_star = plain_peers || !given.protocol.is_mesh();
     let of_profile = given.profile.map(|profile| profile.traffic().topology);
     match given.topology.or(of_profile) {
-        Some(Topology::Mesh) if plain_peers && members > 2 => Err(Failure::configuration(
-            "--topology mesh has no way between plain peers",
-            "use --topology star or --turn-mode pairs",
+        Some(Topology::Mesh) if is_star && members > 2 => Err(Failure::configuration(
+            "--topology mesh: here only the host knows the others",
+            "use --topology star, or --turn-mode pairs for TURN",
         )),
-        None if plain_peers => Ok(Topology::Star),
+        None if is_star => Ok(Topology::Star),
         None => Ok(Topology::Mesh),
         Some(topology) => Ok(topology),
     }
@@ -594,7 +596,7 @@ mod tests {
                     "--topology",
                     "mesh",
                 ],
-                "no way between plain peers",
+                "only the host knows",
             ),
             (&["--target", "127.0.0.1"], "HOST:PORT"),
             (&["--target", "0.0.0.0:3478"], "listening udp"),

@@ -213,6 +213,12 @@ impl Report {
 
     /// Says so if members send more than the server relays of them.
     fn write_limits(&self, out: &mut String) {
+        if self.run.tally.sent == 0 && self.run.tally.idle > 0 {
+            let _ = writeln!(
+                out,
+                "note       no data were sent: no session was open, or the server relays nothing in this protocol"
+            );
+        }
         let (plan, (packets, bytes)) = (&self.run.plan, self.run.tally.limits);
         let members = u64::from(plan.sessions) * u64::from(plan.members);
         let offered = plan.rate as f64 / members as f64;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use waypost_proto::dialect::Dialect;
 use waypost_server::serve::Server;
 
 use crate::cli::Plan;
@@ -24,6 +25,7 @@ const RELAY_PORTS: &str = "10000-65535";
 /// A server on 127.0.0.1, on a port that the kernel chose.
 pub struct SelfHosted {
     server: Server,
+    address: SocketAddr,
     shards: usize,
 }
 
@@ -75,6 +77,26 @@ impl SelfHosted {
                 ("--allow-peer", "127.0.0.0/8"),
             ]);
         }
+        let pairs = u64::from(plan.sessions) * u64::from(plan.members) * u64::from(plan.members);
+        let pairs = pairs.clamp(2048, 1 << 20).to_string();
+        let dialect = match plan.protocol {
+            Protocol::Native | Protocol::Turn => None,
+            Protocol::Rabid => Some((Dialect::Rabid, "--rabid-listen")),
+            Protocol::Simple => Some((Dialect::Simple, "--simple-listen")),
+            Protocol::GodotP2p => Some((Dialect::GodotP2p, "--godot-p2p-listen")),
+        };
+        if let Some((_, listen)) = dialect {
+            // A storm is of introductions alone.
+            let relay = if plan.storm.is_some() { "off" } else { "force" };
+            options.extend([
+                (listen, "127.0.0.1:0"),
+                ("--dialect-relay", relay),
+                ("--max-dialect-pairs", &pairs),
+                ("--dialect-sessions-per-source", "0"),
+                ("--dialect-bytes-per-sec", "0"),
+                ("--relay-ports", RELAY_PORTS),
+            ]);
+        }
         let options: Vec<[&str; 2]> = options.into_iter().map(<[&str; 2]>::from).collect();
         let server = Server::start_with(options.as_flattened()).map_err(|error| {
             Failure::configuration(
@@ -82,12 +104,20 @@ impl SelfHosted {
                 "remove the cause, or name one with --target",
             )
         })?;
-        Ok(Self { server, shards })
+        let address = match dialect {
+            Some((dialect, _)) => server.dialect_addrs(dialect).first().copied(),
+            None => None,
+        };
+        Ok(Self {
+            address: address.unwrap_or(server.main_addr()),
+            server,
+            shards,
+        })
     }
 
     /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.server.main_addr()
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// How many of the first cores it is pinned to.

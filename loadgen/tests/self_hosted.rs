@@ -214,6 +214,58 @@ fn turn_clients_exchange_data_with_plain_peers() {
 }
 
 #[test]
+fn a_thousand_sessions_of_each_foreign_protocol_are_introduced_and_relayed() {
+    for protocol in ["rabid", "simple", "godot-p2p"] {
+        let load = load(
+            protocol,
+            &[
+                "--protocol",
+                protocol,
+                "--sessions",
+                "1000",
+                "--rate",
+                "2000",
+                "--duration",
+                "1",
+                "--warm-up",
+                "0",
+            ],
+        );
+        load.assert_faultless();
+        assert_eq!(load.output.status.code(), Some(0), "{}", load.text());
+        assert_eq!(load.count("sessions", "set_up"), 1000, "{}", load.text());
+        assert_eq!(load.json["load"]["protocol"], protocol);
+    }
+}
+
+#[test]
+fn foreign_sessions_of_four_come_and_go() {
+    for protocol in ["rabid", "simple", "godot-p2p"] {
+        let load = load(
+            &format!("churn-{protocol}"),
+            &[
+                "--protocol",
+                protocol,
+                "--sessions",
+                "10",
+                "--members",
+                "4",
+                "--churn",
+                "10",
+                "--rate",
+                "500",
+                "--duration",
+                "2",
+                "--warm-up",
+                "0",
+            ],
+        );
+        load.assert_faultless();
+        assert!(load.count("sessions", "replaced") > 0, "{}", load.text());
+    }
+}
+
+#[test]
 fn random_arrivals_a_ramp_and_unequal_sizes_lose_no_count() {
     let load = load(
         "shapes",
@@ -242,11 +294,16 @@ fn random_arrivals_a_ramp_and_unequal_sizes_lose_no_count() {
 
 #[test]
 fn storms_set_sessions_up_and_send_nothing() {
-    for storm in ["join", "punch"] {
+    let protocols = ["native", "rabid", "simple", "godot-p2p"];
+    for (protocol, storm) in protocols
+        .map(|p| ["join", "punch"].map(|s| (p, s)))
+        .concat()
+    {
         for rate in [&[][..], &["--setup-rate", "200"]] {
-            let name = format!("storm-{storm}-{}", rate.len());
+            let name = format!("storm-{protocol}-{storm}-{}", rate.len());
             let options = ["--storm", storm, "--sessions", "100", "--threads", "2"];
-            let load = load(&name, &[&options[..], rate].concat());
+            let spoken = ["--protocol", protocol];
+            let load = load(&name, &[&options[..], &spoken, rate].concat());
             assert_eq!(load.output.status.code(), Some(0), "{}", load.text());
             assert_eq!(load.count("sessions", "set_up"), 100, "{}", load.text());
             assert_eq!(load.count("datagrams", "sent"), 0);

@@ -1,7 +1,12 @@
 //! What a session is to the generator, whatever its protocol: [`Session`], the [`Outbox`] into which it says what is to be done, and
 //! the [`Kit`] that makes sessions. Nothing here has a socket for datagrams: sending and receiving is the worker's business.
 
+mod godot_p2p;
+mod greeting;
+mod introduced;
 mod native;
+mod rabid;
+mod simple;
 mod turn;
 mod turn_client;
 
@@ -13,6 +18,7 @@ use rand::rngs::StdRng;
 use waypost_proto::agent::{Config, Credential, PathPolicy, Probing};
 use waypost_proto::time::Millis;
 
+use self::introduced::{Introduced, Talk};
 use crate::clock::Now;
 
 /// A protocol that sessions can speak.
@@ -22,6 +28,12 @@ pub enum Protocol {
     Native,
     /// TURN over UDP (RFC 8656).
     Turn,
+    /// Rabid Hole Punch.
+    Rabid,
+    /// simple-hole-punch.
+    Simple,
+    /// GodotP2P.
+    GodotP2p,
 }
 
 impl Protocol {
@@ -30,6 +42,9 @@ impl Protocol {
         match self {
             Self::Native => "native",
             Self::Turn => "turn",
+            Self::Rabid => "rabid",
+            Self::Simple => "simple",
+            Self::GodotP2p => "godot-p2p",
         }
     }
 
@@ -37,8 +52,21 @@ impl Protocol {
     pub const fn payload_max(self) -> usize {
         match self {
             Self::Native => waypost_proto::agent::DATAGRAM_MAX,
-            Self::Turn => 1200,
+            _ => 1200,
         }
+    }
+
+    /// Most members of a session.
+    pub const fn members_max(self) -> u8 {
+        match self {
+            Self::Rabid => rabid::MEMBERS_MAX,
+            _ => u8::MAX,
+        }
+    }
+
+    /// Whether members other than the host get to know each other.
+    pub const fn is_mesh(self) -> bool {
+        !matches!(self, Self::Simple | Self::GodotP2p)
     }
 }
 
@@ -225,6 +253,33 @@ impl Kit {
                 Box::new(native::NativeSession::new(config, self.punches, seeds, now))
             }
             Protocol::Turn => Box::new(turn::TurnSession::new(self, members, rng.random())),
+            Protocol::Rabid => {
+                let talk = rabid::RabidTalk::new(self.server, members.len(), rng.random());
+                self.introduced(talk, members)
+            }
+            Protocol::Simple => {
+                let talk = simple::SimpleTalk::new(self.server, members);
+                self.introduced(talk, members)
+            }
+            Protocol::GodotP2p => {
+                let talk = godot_p2p::GodotTalk::new(self.server, members.len(), rng.random());
+                self.introduced(talk, members)
+            }
         }
     }
+
+    fn introduced(&self, talk: impl Talk + 'static, members: &[SocketAddr]) -> Box<dyn Session> {
+        Box::new(Introduced::new(talk, members, self.protocol.is_mesh()))
+    }
+}
+
+/// A name of so many letters and digits; different seeds have different ones as far as that goes.
+fn name(seed: u64, len: usize) -> String {
+    let mut rest = seed;
+    let letters = std::iter::repeat_with(|| {
+        let digit = (rest % 36) as u32;
+        rest /= 36;
+        char::from_digit(digit, 36).expect("below 36")
+    });
+    letters.take(len).collect()
 }
