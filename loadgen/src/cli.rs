@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use waypost_proto::agent::Credential;
 
 use crate::expect::{Expectation, parse_duration};
@@ -15,6 +15,8 @@ use crate::profile::Profile;
 use crate::protocol::{Protocol, TurnFraming, TurnMode};
 use crate::worker::Sizes;
 
+/// What `--find-max` holds rates to if nobody says otherwise.
+const MAX_BOUNDS: [&str; 2] = ["loss<=0.1%", "p99<=5ms"];
 /// Bytes of a payload if nobody says otherwise.
 const SIZE_BY_DEFAULT: usize = 200;
 /// Datagrams per second that a flow carries if nobody says otherwise: a game's usual rate.
@@ -34,8 +36,10 @@ loss duplicated corrupted misdelivered reordered refused failed_sessions session
 
 /// Thousands of real sessions on an open-loop schedule, with honest latency. Without options it hosts a server itself.
 #[derive(Parser, Debug)]
-#[command(name = "waypost-loadgen", version, after_help = EXIT_CODES)]
+#[command(name = "waypost-loadgen", version, after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Server to load; without it this process hosts one on 127.0.0.1. Load only servers that are yours.
     #[arg(long, value_name = "HOST:PORT")]
     target: Option<String>,
@@ -78,9 +82,9 @@ struct Arguments {
     /// Begins at this rate; it changes evenly to --rate until the end
     #[arg(long, value_name = "PPS")]
     ramp_from: Option<u64>,
-    /// Seconds that are measured
-    #[arg(long, value_name = "SECS", default_value_t = 5.0)]
-    duration: f64,
+    /// Seconds that are measured [default: 5; 2 for each rate of --find-max]
+    #[arg(long, value_name = "SECS")]
+    duration: Option<f64>,
     /// Seconds of load before that
     #[arg(long, value_name = "SECS", default_value_t = 1.0)]
     warm_up: f64,
@@ -108,12 +112,11 @@ struct Arguments {
     /// Credential: TURN's user, or `expiry:user` for servers that let only those host
     #[arg(long, value_name = "NAME:PASSWORD")]
     user: Option<String>,
-    /// Writes the report as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Writes the latency's percentiles for an HdrHistogram plotter
-    #[arg(long, value_name = "FILE")]
-    hgrm: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
+    /// Looks for the highest rate at which the conditions hold (without any: loss<=0.1% and p99<=5ms), three times
+    #[arg(long)]
+    find_max: bool,
     /// Condition that the run must meet, as in 'p99<500us' or 'loss<0.01%'; repeatable
     #[arg(long, value_name = "CONDITION")]
     expect: Vec<String>,
@@ -123,6 +126,55 @@ struct Arguments {
     /// Repeats the choices of an earlier run [default: random]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
+}
+
+/// What to do with reports.
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Holds a report against an earlier one
+    Compare(CompareArguments),
+    /// Makes one report of several generators that loaded one server at the same time
+    Merge(MergeArguments),
+}
+
+/// Two reports.
+#[derive(Args, Debug)]
+pub struct CompareArguments {
+    /// Report of --json, before a change
+    pub before: PathBuf,
+    /// Report of --json, after it
+    pub after: PathBuf,
+    /// Exit with 99 when a latency is certainly more than this worse, percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
+    pub tolerance: f64,
+}
+
+/// Reports to merge.
+#[derive(Args, Debug)]
+pub struct MergeArguments {
+    /// Reports of --json
+    #[arg(required = true)]
+    pub reports: Vec<PathBuf>,
+    /// Where to write what.
+    #[command(flatten)]
+    pub files: Files,
+}
+
+/// Files that a report is written to, beside the text on standard output.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Files {
+    /// Writes the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Writes the report as a page with plots, which needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Writes the run over time as a table
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Writes the latency's percentiles for an HdrHistogram plotter
+    #[arg(long, value_name = "FILE")]
+    pub hgrm: Option<PathBuf>,
 }
 
 /// Which packet backend to use.
@@ -219,10 +271,10 @@ pub struct Plan {
     pub io: IoChoice,
     /// For servers that ask for one.
     pub credential: Option<Credential>,
-    /// Where to write JSON.
-    pub json: Option<PathBuf>,
-    /// Where to write percentiles.
-    pub hgrm: Option<PathBuf>,
+    /// Where to write the report.
+    pub files: Files,
+    /// Whether to look for the highest rate.
+    pub find_max: bool,
     /// What must be met.
     pub expectations: Vec<Expectation>,
     /// p99 of the own lag beyond which nothing is valid.
@@ -254,6 +306,10 @@ impl Plan {
 pub enum Asked {
     /// To run a load.
     Run(Box<Plan>),
+    /// To compare two reports.
+    Compare(CompareArguments),
+    /// To merge reports.
+    Merge(MergeArguments),
     /// To print this.
     Print(String),
 }
@@ -282,7 +338,11 @@ pub fn read(arguments: Vec<String>, cores: usize) -> Result<Asked, Failure> {
             ));
         }
     };
-    plan(parsed, &arguments, cores).map(|plan| Asked::Run(Box::new(plan)))
+    match parsed.command {
+        Some(Command::Compare(files)) => Ok(Asked::Compare(files)),
+        Some(Command::Merge(files)) => Ok(Asked::Merge(files)),
+        None => plan(parsed, &arguments, cores).map(|plan| Asked::Run(Box::new(plan))),
+    }
 }
 
 fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Failure> {
@@ -301,7 +361,10 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
             "lower --sessions or --members",
         ));
     }
-    in_range("--duration", given.duration, 0.1, 86_400.0)?;
+    let duration = given
+        .duration
+        .unwrap_or(if given.find_max { 2.0 } else { 5.0 });
+    in_range("--duration", duration, 0.1, 86_400.0)?;
     in_range("--warm-up", given.warm_up, 0.0, 3_600.0)?;
     in_range("--churn", given.churn, 0.0, 1e6)?;
     in_range("--flood", given.flood as f64, 0.0, 1e7)?;
@@ -317,12 +380,16 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
     if let Some(rate) = given.setup_rate {
         in_range("--setup-rate", rate, 0.1, 1e6)?;
     }
-    check_storm(&given)?;
+    check_combinations(&given)?;
     if let Some(threads) = given.threads {
         in_range("--threads", threads as f64, 1.0, 128.0)?;
     }
-    let expectations = given
-        .expect
+    let bounds = MAX_BOUNDS.map(str::to_owned);
+    let expected = match given.expect.as_slice() {
+        [] if given.find_max => &bounds[..],
+        expected => expected,
+    };
+    let expectations = expected
         .iter()
         .map(|text| {
             Expectation::parse(text)
@@ -356,14 +423,14 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
         setup_rate: given.setup_rate,
         storm: given.storm,
         flood: given.flood,
-        duration: Duration::from_secs_f64(given.duration),
+        duration: Duration::from_secs_f64(duration),
         warm_up: Duration::from_secs_f64(given.warm_up),
         churn: given.churn,
         threads: threads.min(given.sessions as usize),
         io: given.io,
         credential,
-        json: given.json,
-        hgrm: given.hgrm,
+        files: given.files,
+        find_max: given.find_max,
         expectations,
         lag_limit,
         seed: match given.seed {
@@ -404,7 +471,19 @@ fn sizes(given: &Arguments) -> Result<Sizes, Failure> {
     })
 }
 
-fn check_storm(given: &Arguments) -> Result<(), Failure> {
+fn check_combinations(given: &Arguments) -> Result<(), Failure> {
+    let files = &given.files;
+    let files_of_one_run = [&files.html, &files.csv, &files.hgrm];
+    if given.find_max
+        && (given.storm.is_some()
+            || given.ramp_from.is_some()
+            || files_of_one_run.iter().any(|file| file.is_some()))
+    {
+        return Err(Failure::configuration(
+            "--find-max looks for a constant rate and writes only --json",
+            "leave out --storm, --ramp-from, --html, --csv and --hgrm",
+        ));
+    }
     if given.storm.is_some() && (given.rate.is_some() || given.hz.is_some()) {
         return Err(Failure::configuration(
             "--storm sends no data",
@@ -518,7 +597,7 @@ mod tests {
         all.extend(arguments.iter().map(|&text| text.to_owned()));
         match read(all, 2)? {
             Asked::Run(plan) => Ok(*plan),
-            Asked::Print(text) => panic!("{text}"),
+            _ => panic!("no run"),
         }
     }
 
@@ -605,6 +684,9 @@ mod tests {
             (&["--lag-limit", "1"], "ns, us, ms or s"),
             (&["--io", "magic"], "--help"),
             (&["--nonsense"], "--help"),
+            (&["--find-max", "--html", "a"], "only --json"),
+            (&["compare", "one"], "--help"),
+            (&["merge"], "--help"),
         ] {
             let failure = asked(arguments).err().expect("refused");
             let line = failure.to_string();

@@ -1,10 +1,12 @@
 //! A run from its plan to its report: the server if none is named, the threads, the moment when the load begins, and the
 //! sum of what they counted.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use waypost_server::mmsg::Mmsg;
 use waypost_server::packet_io::{IoConfig, MAX_SOCKETS, PacketIo, SetupError};
@@ -17,9 +19,9 @@ use crate::failure::Failure;
 use crate::gate::Gate;
 use crate::progress::Progress;
 use crate::protocol::Kit;
-use crate::report::{Report, Run};
+use crate::report::{Load, Report, Run};
 use crate::schedule::{Rate, Shape};
-use crate::self_host::SelfHosted;
+use crate::self_host::{SelfHosted, ServerReport};
 use crate::sockets::{self, Sources};
 use crate::tally::Tally;
 use crate::worker::{Message, Share, Worker};
@@ -37,43 +39,124 @@ const SLOTS: u32 = 4096;
 ///
 /// # Errors
 /// [`Failure`] if there is nothing to report.
-pub fn run(plan: Plan) -> Result<Report, Failure> {
-    let cores = cores();
-    let use_ring = choose_backend(plan.io)?;
-    let members = u64::from(plan.sessions) * u64::from(plan.members);
-    sockets::raise_file_limit(members + spare_sockets(&plan) * plan.threads as u64)?;
-    let hosted = match plan.target {
-        Some(_) => None,
-        None => Some(SelfHosted::start(&plan, cores.len())?),
-    };
-    let target = match (&plan.target, &hosted) {
-        (Some(target), _) => *target,
-        (None, Some(hosted)) => hosted.address(),
-        (None, None) => unreachable!("without a target a server is hosted"),
-    };
-    let pinned_to = hosted.as_ref().map_or(&[][..], |hosted| {
-        cores.get(hosted.shards()..).unwrap_or_default()
-    });
-    let errors_before = receive_buffer_errors();
-    let kit = Kit {
-        protocol: plan.protocol,
-        server: target,
-        credential: plan.credential.clone(),
-        turn_mode: plan.turn_mode,
-        turn_framing: plan.turn_framing,
-        punches: plan.storm == Some(Storm::Punch),
-    };
-    let tally = run_threads(&plan, &kit, use_ring, pinned_to)?;
-    let receive_buffer_errors = receive_buffer_errors().saturating_sub(errors_before);
-    Ok(Report::new(Run {
-        environment: Environment::detect(cores.len(), plan.command_line.clone()),
-        server: hosted.map(SelfHosted::finish),
-        backend: if use_ring { "uring" } else { "mmsg" },
-        target,
-        tally,
-        receive_buffer_errors,
-        plan,
-    }))
+pub fn run(plan: &Plan) -> Result<Report, Failure> {
+    let host = Host::open(plan)?;
+    let mut run = host.measure(plan)?;
+    run.server = host.finish();
+    Ok(Report::new(run))
+}
+
+/// Where loads run: the server, the packet backend, the cores.
+pub struct Host {
+    hosted: Option<SelfHosted>,
+    target: SocketAddr,
+    use_ring: bool,
+    cores: Vec<usize>,
+}
+
+impl Host {
+    /// Gets ready for loads like `plan`.
+    ///
+    /// # Errors
+    /// [`Failure`] if that cannot be.
+    pub fn open(plan: &Plan) -> Result<Self, Failure> {
+        let cores = cores();
+        let use_ring = choose_backend(plan.io)?;
+        let members = u64::from(plan.sessions) * u64::from(plan.members);
+        sockets::raise_file_limit(members + spare_sockets(plan) * plan.threads as u64)?;
+        let (hosted, target) = match plan.target {
+            Some(target) => (None, target),
+            None => {
+                let hosted = SelfHosted::start(plan, cores.len())?;
+                let target = hosted.address();
+                (Some(hosted), target)
+            }
+        };
+        Ok(Self {
+            hosted,
+            target,
+            use_ring,
+            cores,
+        })
+    }
+
+    /// Runs one load and judges it, without what the server has to say.
+    ///
+    /// # Errors
+    /// [`Failure`] if there is nothing to report.
+    pub fn load(&self, plan: &Plan) -> Result<Report, Failure> {
+        self.measure(plan).map(Report::new)
+    }
+
+    fn measure(&self, plan: &Plan) -> Result<Run, Failure> {
+        let shards = self.hosted.as_ref().map(SelfHosted::shards);
+        let pinned_to = shards.and_then(|shards| self.cores.get(shards..));
+        let errors_before = receive_buffer_errors();
+        let kit = Kit {
+            protocol: plan.protocol,
+            server: self.target,
+            credential: plan.credential.clone(),
+            turn_mode: plan.turn_mode,
+            turn_framing: plan.turn_framing,
+            punches: plan.storm == Some(Storm::Punch),
+        };
+        let tally = run_threads(plan, &kit, self.use_ring, pinned_to.unwrap_or_default())?;
+        let backend = if self.use_ring { "uring" } else { "mmsg" };
+        Ok(Run {
+            load: load_of(plan, self.target, backend, &tally),
+            expectations: plan.expectations.clone(),
+            lag_limit_ns: u64::try_from(plan.lag_limit.as_nanos()).unwrap_or(u64::MAX),
+            seed: plan.seed,
+            processes: 1,
+            environment: Environment::detect(self.cores.len(), plan.command_line.clone()),
+            server: None,
+            receive_buffer_errors: receive_buffer_errors().saturating_sub(errors_before),
+            tally,
+        })
+    }
+
+    /// Stops the server, if this process hosts it.
+    pub fn finish(self) -> Option<ServerReport> {
+        self.hosted.map(SelfHosted::finish)
+    }
+}
+
+/// What was asked for, as a report has it.
+pub fn load_of(plan: &Plan, target: SocketAddr, backend: &str, tally: &Tally) -> Load {
+    let named = |value: &dyn ValueName| value.name();
+    Load {
+        target: target.to_string(),
+        protocol: named(&plan.protocol),
+        sessions: plan.sessions,
+        members: plan.members,
+        topology: named(&plan.topology),
+        rate_per_sec: plan.rate,
+        arrivals: named(&plan.arrivals),
+        ramp_from_per_sec: plan.ramp_from,
+        size_bytes: plan.sizes.others,
+        host_size_bytes: plan.sizes.host,
+        warm_up_secs: plan.warm_up.as_secs_f64(),
+        duration_secs: plan.duration.as_secs_f64(),
+        churn_per_sec: plan.churn,
+        setup_per_sec: plan.setup_rate,
+        storm: plan.storm.as_ref().map(|storm| storm.name()),
+        flood_per_sec: plan.flood,
+        threads: plan.threads,
+        io: backend.to_owned(),
+        member_limits: tally.limits,
+    }
+}
+
+/// A choice as the command line has it.
+trait ValueName {
+    fn name(&self) -> String;
+}
+
+impl<T: ValueEnum> ValueName for T {
+    fn name(&self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 /// Whether to use io_uring.
@@ -234,7 +317,7 @@ fn conduct(
     gate: &Gate,
     messages: &Receiver<Message>,
 ) -> Result<Tally, Failure> {
-    let progress = Progress::new();
+    let mut progress = Progress::new();
     progress.set_up(u64::from(plan.sessions));
     let mut ready = 0;
     let mut sessions = 0;
@@ -254,6 +337,7 @@ fn conduct(
                     progress.load(plan.rate, plan.warm_up + plan.duration);
                 }
             }
+            Ok(Message::Live(live)) => progress.tell(&live),
             Ok(Message::Done(tally)) => {
                 done += 1;
                 total.merge(*tally);
@@ -275,7 +359,7 @@ fn conduct(
                     progress.closing();
                 }
             }
-            Some(_) => progress.sent(gate.sent.load(Relaxed)),
+            Some(_) => progress.look(),
         }
     }
     progress.finish();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use waypost_proto::dialect::Dialect;
 use waypost_server::serve::Server;
 
@@ -30,10 +30,10 @@ pub struct SelfHosted {
 }
 
 /// What a server that ran in this process was and counted.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServerReport {
     /// Its packet backend.
-    pub io: &'static str,
+    pub io: String,
     /// Its event loops.
     pub shards: usize,
     /// All counters, by name and labels.
@@ -134,7 +134,7 @@ impl SelfHosted {
             std::thread::sleep(Duration::from_millis(20));
         }
         let report = ServerReport {
-            io: self.server.backend(),
+            io: self.server.backend().to_owned(),
             shards: self.shards,
             counters: metrics.totals(),
         };

@@ -20,11 +20,13 @@ use crate::clock::{Clock, Now};
 use crate::failure::Failure;
 use crate::flood::Flood;
 use crate::gate::{Gate, Period};
+use crate::live::{Live, TELL_MS};
 use crate::payload::{Expected, Fault, PayloadWriter, Stamp};
 use crate::place::{Member, Place, Stage};
 use crate::protocol::{Heard, Kit, Outbox};
 use crate::schedule::{Due, Rate, Schedule, Shape};
 use crate::sequence::Arrival;
+use crate::series::Series;
 use crate::sockets::{self, Sources};
 use crate::tally::Tally;
 
@@ -107,6 +109,8 @@ pub enum Message {
         /// So many are.
         opened: u64,
     },
+    /// What it has done lately.
+    Live(Box<Live>),
     /// It has ended.
     Done(Box<Tally>),
     /// It cannot go on.
@@ -169,8 +173,9 @@ pub struct Worker<P> {
     cpu_at_start: Duration,
     waited_at_start: Duration,
     refused_at_start: u64,
-    published_sent: u64,
     published_opened: u64,
+    live: Live,
+    tell_at: Millis,
 }
 
 impl<P: PacketIo> Worker<P> {
@@ -215,8 +220,9 @@ impl<P: PacketIo> Worker<P> {
             cpu_at_start: Duration::ZERO,
             waited_at_start: Duration::ZERO,
             refused_at_start: 0,
-            published_sent: 0,
             published_opened: 0,
+            live: Live::default(),
+            tell_at: Millis(0),
             share,
         }
     }
@@ -258,7 +264,7 @@ impl<P: PacketIo> Worker<P> {
             now = self.clock.now();
             self.send_due(now);
             self.flood.send_due(now, &mut self.io, &mut self.tally);
-            self.publish();
+            self.publish(now, messages);
         }
         // What is staged leaves with one more turn.
         let _ = self.io.turn(Some(Duration::ZERO));
@@ -327,15 +333,20 @@ impl<P: PacketIo> Worker<P> {
                 return;
             }
         }
-        if self
-            .period
-            .is_some_and(|period| period.measures(stamp.intended_ns))
-        {
+        self.live.received += 1;
+        let latency_ns = now.ns.saturating_sub(stamp.intended_ns);
+        self.live.latency.record(latency_ns);
+        let period = self.period;
+        if let Some(period) = period.filter(|period| period.measures(stamp.intended_ns)) {
             self.tally.received += 1;
-            let ns = now.ns.saturating_sub(stamp.intended_ns);
-            self.tally.latency.record(ns);
+            self.tally.latency.record(latency_ns);
             let ns = now.ns.saturating_sub(stamp.sent_ns);
             self.tally.uncorrected.record(ns);
+            let after_ns = stamp.intended_ns - period.measured_ns;
+            if let Some(interval) = self.tally.series.at(after_ns) {
+                interval.received += 1;
+                interval.latency.record(latency_ns);
+            }
         }
     }
 
@@ -454,6 +465,7 @@ impl<P: PacketIo> Worker<P> {
             measured_ns,
             end_ns,
         });
+        self.tally.series = Series::new(self.share.duration);
         let give_up_ns = GIVE_UP_NS.max(nanos(self.share.lag_limit));
         let (shape, rate) = (self.share.shape, self.share.rate);
         let schedule = Schedule::shaped(shape, rate, start_ns, end_ns, give_up_ns);
@@ -633,7 +645,13 @@ impl<P: PacketIo> Worker<P> {
             let slot = match due {
                 Due::Send(slot) => slot,
                 Due::Missed(slot) => {
-                    self.tally.missed += u64::from(period.measures(slot.intended_ns));
+                    if period.measures(slot.intended_ns) {
+                        self.tally.missed += 1;
+                        let after_ns = slot.intended_ns - period.measured_ns;
+                        if let Some(interval) = self.tally.series.at(after_ns) {
+                            interval.missed += 1;
+                        }
+                    }
                     continue;
                 }
             };
@@ -663,10 +681,17 @@ impl<P: PacketIo> Worker<P> {
             self.io
                 .send(place.members[from].socket, address, &self.frame);
             place.flows[index].next_sequence += 1;
-            self.published_sent += 1;
+            let lag_ns = now.ns - slot.intended_ns;
+            self.live.sent += 1;
+            self.live.lag.record(lag_ns);
             if measured == 1 {
                 self.tally.sent += 1;
-                self.tally.lag.record(now.ns - slot.intended_ns);
+                self.tally.lag.record(lag_ns);
+                let after_ns = slot.intended_ns - period.measured_ns;
+                if let Some(interval) = self.tally.series.at(after_ns) {
+                    interval.sent += 1;
+                    interval.lag.record(lag_ns);
+                }
             }
         }
     }
@@ -677,16 +702,20 @@ impl<P: PacketIo> Worker<P> {
     }
 
     /// Shows how far the run is.
-    fn publish(&mut self) {
+    fn publish(&mut self, now: Now, messages: &Sender<Message>) {
         let opened = self.tally.opened;
         if opened != self.published_opened {
             let more = opened - self.published_opened;
             self.gate.opened.fetch_add(more, Relaxed);
             self.published_opened = opened;
         }
-        if self.published_sent > 0 {
-            self.gate.sent.fetch_add(self.published_sent, Relaxed);
-            self.published_sent = 0;
+        if now.millis() >= self.tell_at {
+            self.tell_at = now.millis() + TELL_MS;
+            if self.phase == Phase::Running {
+                // Nobody listens any more only when the run ends early.
+                let _ = messages.send(Message::Live(Box::new(self.live.clone())));
+            }
+            self.live.clear();
         }
     }
 }

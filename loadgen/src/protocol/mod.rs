@@ -37,17 +37,6 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// As `--protocol` has it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Turn => "turn",
-            Self::Rabid => "rabid",
-            Self::Simple => "simple",
-            Self::GodotP2p => "godot-p2p",
-        }
-    }
-
     /// Most bytes of a payload: games stay below 1200, and so does what Waypost relays of its own protocol, header included.
     pub const fn payload_max(self) -> usize {
         match self {
