@@ -21,12 +21,14 @@ use crate::wire::stun::TransactionId;
 
 mod framing;
 pub(crate) mod hairpin;
+mod player_port;
 mod port_pair;
 pub(crate) mod relay;
 
 pub use framing::{Frame, Framing};
 use hairpin::Hairpins;
 pub use hairpin::across::HalfRoute;
+pub(crate) use player_port::{NotRelayed, PlayerLimits};
 pub(crate) use port_pair::ViewEnd;
 pub(crate) use relay::Relay;
 
@@ -223,6 +225,7 @@ pub struct ForwardingTable {
     by_socket: Vec<Option<u32>>,
     hairpins: Hairpins,
     port_pairs: port_pair::PortPairs,
+    player_ports: player_port::PlayerPorts,
     capacity: ForwardingCapacity,
     /// Entries for clients whose allocations other shards have.
     guests: usize,
@@ -249,7 +252,7 @@ impl ForwardingTable {
             flow_count: 0,
             flows: Vec::with_capacity(capacity.flows),
             free_flows: Vec::new(),
-            by_code: HashMap::with_hasher(hasher),
+            by_code: HashMap::with_hasher(hasher.clone()),
             sets: Vec::new(),
             free_sets: Vec::new(),
             limits,
@@ -258,6 +261,7 @@ impl ForwardingTable {
             by_socket: Vec::new(),
             hairpins: Hairpins::default(),
             port_pairs: port_pair::PortPairs::default(),
+            player_ports: player_port::PlayerPorts::new(hasher),
             capacity,
             guests: 0,
             arrivals: Vec::new(),

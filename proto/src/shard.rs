@@ -13,7 +13,8 @@ use crate::addr::{Addr, ClientAddr};
 use crate::dialect::{Dialect, DialectConfig, Dialects};
 use crate::forwarding::hairpin::HairpinPlan;
 use crate::forwarding::{
-    Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, Service, SocketIndex,
+    Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, NotRelayed, Service,
+    SocketIndex,
 };
 use crate::lobby::door::{DoorAnswer, DoorRequest};
 use crate::lobby::{Asked, Lobby, LobbyConfig, Mail, Origin, Outbox, TimerKey, Turn};
@@ -60,6 +61,13 @@ pub enum SocketRole {
     },
     /// Another system's protocol, on the one shard that [`Dialect::shard`] says; the other shards have no such socket.
     Dialect(Dialect),
+    /// Accepts the streams of another system's protocol, on that shard too.
+    DialectStream {
+        /// Which.
+        dialect: Dialect,
+        /// The shard.
+        shard: u16,
+    },
 }
 
 impl SocketRole {
@@ -222,8 +230,15 @@ impl Shard {
         let dialects = Dialects::new(
             config.dialects,
             |dialect| config.sockets.contains(&SocketRole::Dialect(dialect)),
+            config
+                .sockets
+                .iter()
+                .position(|role| matches!(role, SocketRole::DialectStream { .. }))
+                .and_then(|index| u16::try_from(index).ok())
+                .map(SocketIndex),
             std::array::from_fn(|_| turn_rng.random()),
         );
+        dialects.limit(&mut forwarding);
         Self {
             dialects,
             index: config.index,
@@ -278,13 +293,21 @@ impl Shard {
             let table = &mut self.forwarding;
             let forwarded = match table.forward_from_peer(now, socket, source.0, len) {
                 Err(NotForwarded::NoRoute) => {
-                    table.forward_between_ports(now, socket, source.0, len)
+                    match table.forward_between_players(now, socket, source.0, len) {
+                        Ok(forward) => Ok(forward),
+                        Err(NotRelayed::NoPort) => {
+                            table.forward_between_ports(now, socket, source.0, len)
+                        }
+                        Err(refusal) => {
+                            return self.handle_stray(now, socket, source, datagram, refusal);
+                        }
+                    }
                 }
                 of_turn => of_turn,
             };
             return self.relay(forwarded.map_err(NotForwarded::counter));
         };
-        if let SocketRole::Dialect(dialect) = role {
+        if let SocketRole::Dialect(dialect) | SocketRole::DialectStream { dialect, .. } = role {
             return self.handle_foreign(now, dialect, socket, source, datagram);
         }
         match (wire::kind(datagram), role) {
@@ -618,7 +641,7 @@ impl Shard {
         let late_ms = self.wheel.next_timeout().map_or(0, |due| now.since(due));
         if late_ms > STANDSTILL_MS {
             self.lobby.excuse_silence(now);
-            self.dialects.excuse_silence(now);
+            self.dialects.excuse_silence(now, &mut self.forwarding);
         }
         let mut fired = std::mem::take(&mut self.fired);
         self.wheel.advance(now, &mut fired);

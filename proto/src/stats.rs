@@ -82,6 +82,19 @@ const DIALECT_SESSIONS: Family = gauge(
     "Sessions at present, by dialect",
 );
 
+const NORAY_COMMANDS: Family = total(
+    "waypost_noray_commands_total",
+    "Commands of noray, by command",
+);
+const NORAY_FAILURES: Family = total(
+    "waypost_noray_failures_total",
+    "Commands of noray that failed, by command",
+);
+const NORAY_SHOWN: Family = total(
+    "waypost_noray_registrations_total",
+    "Datagrams to noray's registrar, by what came of them",
+);
+
 /// Declares the counters with the metric each is part of.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])* $name:ident => $family:expr, [$($label:literal = $value:literal),*];)*) => {
@@ -129,6 +142,10 @@ counters! {
     GodotP2pPackets => RELAYED_PACKETS, ["proto" = "godot-p2p"];
     /// Payload bytes relayed between players of GodotP2P.
     GodotP2pBytes => RELAYED_BYTES, ["proto" = "godot-p2p"];
+    /// Datagrams relayed between players of noray.
+    NorayPackets => RELAYED_PACKETS, ["proto" = "noray"];
+    /// Payload bytes relayed between players of noray.
+    NorayBytes => RELAYED_BYTES, ["proto" = "noray"];
     /// Not STUN, not ChannelData, or malformed.
     DropParse => DROPPED, ["reason" = "parse"];
     /// ChannelData from an address that has no seat.
@@ -217,6 +234,44 @@ counters! {
     RelayOpenFailures => total("waypost_relay_open_failures_total", "Relay ports that could not be opened"), [];
     /// TURN allocations of this shard.
     Allocations => gauge("waypost_allocations", "TURN allocations that this shard serves"), [];
+    /// Commands and datagrams with secret ids of noray.
+    NorayRequests => DIALECT_REQUESTS, ["dialect" = "noray"];
+    /// Errors sent to clients of noray.
+    NorayErrors => DIALECT_ERRORS, ["dialect" = "noray"];
+    /// Identities of noray.
+    NoraySessions => DIALECT_SESSIONS, ["dialect" = "noray"];
+    /// `register-host`.
+    NorayRegisters => NORAY_COMMANDS, ["command" = "register-host"];
+    /// `connect`.
+    NorayConnects => NORAY_COMMANDS, ["command" = "connect"];
+    /// `connect-relay`.
+    NorayRelayConnects => NORAY_COMMANDS, ["command" = "connect-relay"];
+    /// `echo`.
+    NorayEchoes => NORAY_COMMANDS, ["command" = "echo"];
+    /// Any other.
+    NorayUnknown => NORAY_COMMANDS, ["command" = "unknown"];
+    /// `register-host` for which there was no room.
+    NorayRegisterFailures => NORAY_FAILURES, ["command" = "register-host"];
+    /// `connect` to or from somebody who is not known.
+    NorayConnectFailures => NORAY_FAILURES, ["command" = "connect"];
+    /// `connect-relay` to or from somebody who is not known or has no port.
+    NorayRelayFailures => NORAY_FAILURES, ["command" = "connect-relay"];
+    /// `echo`, which cannot fail.
+    NorayEchoFailures => NORAY_FAILURES, ["command" = "echo"];
+    /// Players who showed their address.
+    NorayShown => NORAY_SHOWN, ["outcome" = "success"];
+    /// Players who had shown it before.
+    NorayShownAgain => NORAY_SHOWN, ["outcome" = "repeat"];
+    /// Datagrams whose secret id is nobody's.
+    NorayShownFailures => NORAY_SHOWN, ["outcome" = "fail"];
+    /// Connections of noray.
+    NorayConnections => gauge("waypost_noray_connections", "Connections of noray at present"), [];
+    /// Relay ports of noray.
+    NorayRelays => gauge("waypost_noray_relays", "Relay ports that players of noray have"), [];
+    /// Relay ports of noray that were not used.
+    NorayRelaysExpired => total("waypost_noray_relays_expired_total", "Relay ports of noray that were taken back unused"), [];
+    /// Packets to relay ports of noray that were not relayed.
+    NorayRelayDrops => total("waypost_noray_relay_drops_total", "Packets to relay ports of noray that were not relayed"), [];
     /// Requests of Rabid Hole Punch.
     RabidRequests => DIALECT_REQUESTS, ["dialect" = "rabid"];
     /// Errors sent to clients of Rabid Hole Punch.

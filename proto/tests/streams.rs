@@ -107,7 +107,7 @@ impl World {
 
     fn open(&mut self, player: usize) {
         let at = ClientAddr(self.players[player].at);
-        self.shards[1].handle_stream_opened(STREAM, at);
+        self.shards[1].handle_stream_opened(self.now, STREAM, at);
     }
 
     fn close(&mut self, player: usize) {
@@ -250,7 +250,7 @@ fn a_seat_outlives_its_stream_and_a_later_stream_inherits_nothing() {
         world.open(stream);
         let refused = world.send(stream, &to_other);
         assert_eq!(refused, Verdict::Drop(Counter::DropNoFlow));
-        assert!(!world.shards[1].serves(STREAM, ClientAddr(world.players[stream].at)));
+        assert!(!world.shards[1].serves(world.now, STREAM, ClientAddr(world.players[stream].at)));
         let gone = world.send(1 - stream, &to_stream);
         assert_eq!(gone, Verdict::Drop(Counter::DropNoRoute));
         world.close(stream);
@@ -302,7 +302,10 @@ fn what_is_under_way_to_a_stream_that_has_ended_is_not_given_to_the_next() {
         world.holds_mail = false;
         world.settle();
         let at = ClientAddr(world.players[0].at);
-        assert!(!world.shards[1].serves(STREAM, at), "session {seed}");
+        assert!(
+            !world.shards[1].serves(world.now, STREAM, at),
+            "session {seed}"
+        );
         assert!(
             world
                 .shards
@@ -368,7 +371,7 @@ fn an_allocation_ends_with_its_stream_also_while_it_is_being_opened() {
     for is_opened_first in [true, false] {
         let mut shard = shard(1);
         let mut nonce = Vec::new();
-        shard.handle_stream_opened(STREAM, client);
+        shard.handle_stream_opened(Millis(0), STREAM, client);
         ask(&mut shard, &mut nonce, 1).unwrap();
         assert_eq!(
             ask(&mut shard, &mut nonce, 2),
@@ -382,11 +385,11 @@ fn an_allocation_ends_with_its_stream_also_while_it_is_being_opened() {
         if is_opened_first {
             shard.handle_relay_opened(Millis(0), socket, Ok(()));
             assert!(answer(&mut shard, &mut nonce).is_some());
-            assert!(shard.serves(STREAM, client));
+            assert!(shard.serves(Millis(0), STREAM, client));
         }
         shard.handle_stream_closed(Millis(0), STREAM, client);
-        assert!(!shard.serves(STREAM, client));
-        shard.handle_stream_opened(STREAM, client);
+        assert!(!shard.serves(Millis(0), STREAM, client));
+        shard.handle_stream_opened(Millis(0), STREAM, client);
         if !is_opened_first {
             shard.handle_relay_opened(Millis(0), socket, Ok(()));
             assert_eq!(answer(&mut shard, &mut nonce), None);

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
-use waypost_proto::dialect::{Dialect, DialectConfig};
+use waypost_proto::dialect::{Dialect, DialectConfig, NorayConfig};
 use waypost_proto::forwarding::RelayLimits;
 use waypost_proto::lobby::LobbyConfig;
 use waypost_proto::lobby::door::DoorAnswer;
@@ -27,7 +27,7 @@ use crate::control::config::{Config, ConfigError, Host, Invocation, IoChoice, So
 use crate::control::counters;
 use crate::control::metrics::{Metrics, ShardPublisher};
 use crate::control::secret::{self, Secret};
-use crate::control::thread::{Control, bind_admin};
+use crate::control::thread::{Control, bind_admin, bind_noray_http};
 use crate::control::{doctor, logging, signals};
 use crate::mailbox::{Mailbox, Post};
 use crate::mmsg::Mmsg;
@@ -36,6 +36,8 @@ use crate::ring::{self, Ring};
 use crate::shard::{EventLoop, SocketMap};
 use crate::streams::{Staged, Streams, StreamsConfig};
 
+/// Room for 9,216 bytes and what stands before them, in an odd number of cache lines.
+const NORAY_SLOT_BYTES: u32 = 145 * 64;
 /// How long a shard may take to get ready.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -108,6 +110,7 @@ impl Server {
                     coalesce_us: config.coalesce_us,
                     max_sockets: descriptors.sockets,
                     max_streams: descriptors.streams,
+                    slot_bytes: slot_bytes(config, index),
                     ..IoConfig::default()
                 },
                 shard: ShardConfig {
@@ -245,6 +248,12 @@ impl Server {
         self.listeners.dialect_addrs(dialect)
     }
 
+    /// Where noray's connections are accepted.
+    #[must_use]
+    pub const fn noray_addr(&self) -> Option<SocketAddr> {
+        self.listeners.noray_addr()
+    }
+
     /// The second vantage port; 0 if there is none.
     #[must_use]
     pub const fn probe_port(&self) -> u16 {
@@ -354,6 +363,16 @@ impl Birth {
     }
 }
 
+/// How large a datagram's slot is. Players of noray may send large ones, so its shard has larger slots for all that comes.
+/// The number of cache lines in one is odd, so that the beginnings of slots are spread over all sets of a cache.
+fn slot_bytes(config: &Config, shard: usize) -> u32 {
+    if config.noray.is_some() && Dialect::Noray.shard(config.shard_count) == shard {
+        NORAY_SLOT_BYTES
+    } else {
+        IoConfig::default().slot_bytes
+    }
+}
+
 /// Whether to use io_uring.
 fn choose_backend(choice: IoChoice, warnings: &mut Vec<String>) -> Result<bool, ConfigError> {
     match (choice, ring::probe()) {
@@ -405,6 +424,10 @@ fn dialect_config(config: &Config, listeners: &Listeners) -> DialectConfig {
         relay: config.dialect_relay.clone(),
         pairs_max: config.dialect_pairs_max as usize,
         simple_public: listeners.simple_public(),
+        noray: config
+            .noray
+            .as_ref()
+            .map_or_else(NorayConfig::default, |noray| noray.protocol.clone()),
     }
 }
 
@@ -513,6 +536,7 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
         )
     })?;
     let admin = bind_admin(&config)?;
+    let noray_http = bind_noray_http(&config)?;
     let server = Server::start(&config, &secret.secret)?;
     for warning in &server.warnings {
         tracing::warn!("{warning}");
@@ -520,6 +544,9 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
     let mut lines = server.listeners.lines();
     if let Some(address) = admin.as_ref().and_then(|admin| admin.local_addr().ok()) {
         lines.push(format!("admin {address}"));
+    }
+    if let Some(address) = noray_http.as_ref().and_then(|http| http.local_addr().ok()) {
+        lines.push(format!("noray-http {address}"));
     }
     announce(&lines, server.main_addr());
     let turn_urls = relay::turn_urls(&config, &lines);
@@ -531,6 +558,7 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
         log_level,
         signals,
         admin,
+        noray_http,
         listeners: lines,
         turn_urls,
     };

@@ -116,6 +116,7 @@ impl<P: StreamIo> EventLoop<P> {
             self.shard.handle_timeout(now);
             self.carry_out_relay_commands(now);
             self.flush(now, &mut undelivered);
+            self.end_heard_streams(now);
             if now.since(Millis(published_ms)) >= PUBLISH_EVERY_MS {
                 published_ms = now.0;
                 self.publisher.tick(woken, cpu_time());

@@ -5,12 +5,14 @@
 //! counters. All state of a dialect is on one shard, [`Dialect::shard`]: the datagrams of one session come from many
 //! sources, which the kernel would spread over all of them.
 //!
+//! * `noray`: noray and netfox.
 //! * `rabid`: Rabid Hole Punch.
 //! * `simple`: simple-hole-punch.
 //! * `godot_p2p`: GodotP2P.
 
 mod godot_p2p;
 mod house;
+mod noray;
 mod rabid;
 mod relay;
 mod simple;
@@ -20,6 +22,8 @@ use rand::rngs::StdRng;
 
 use self::godot_p2p::GodotP2p;
 use self::house::House;
+use self::noray::Noray;
+pub use self::noray::{NameForm, NorayConfig, RelayRules, URL_SAFE};
 use self::rabid::Rabid;
 pub use self::relay::RelayMode;
 use self::relay::Retry;
@@ -41,6 +45,8 @@ pub enum Dialect {
     Simple,
     /// GodotP2P: tagged JSON over UDP, games by name.
     GodotP2p,
+    /// noray: lines over TCP, players by random ids, relay ports.
+    Noray,
 }
 
 /// What is counted of one dialect.
@@ -54,7 +60,7 @@ struct Tallies {
 
 impl Dialect {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Rabid, Self::Simple, Self::GodotP2p];
+    pub const ALL: [Self; 4] = [Self::Rabid, Self::Simple, Self::GodotP2p, Self::Noray];
 
     /// The name in options, metrics and the lines printed at start.
     #[must_use]
@@ -63,6 +69,7 @@ impl Dialect {
             Self::Rabid => "rabid",
             Self::Simple => "simple",
             Self::GodotP2p => "godot-p2p",
+            Self::Noray => "noray",
         }
     }
 
@@ -95,6 +102,13 @@ impl Dialect {
                 packets: Counter::GodotP2pPackets,
                 bytes: Counter::GodotP2pBytes,
             },
+            Self::Noray => Tallies {
+                requests: Counter::NorayRequests,
+                errors: Counter::NorayErrors,
+                sessions: Counter::NoraySessions,
+                packets: Counter::NorayPackets,
+                bytes: Counter::NorayBytes,
+            },
         }
     }
 
@@ -123,6 +137,8 @@ pub struct DialectConfig {
     pub pairs_max: usize,
     /// The address that each listener of [`Dialect::Simple`] writes into ids: IPv4, the one that clients can reach.
     pub simple_public: Vec<(SocketIndex, Addr)>,
+    /// How noray is served.
+    pub noray: NorayConfig,
 }
 
 impl Default for DialectConfig {
@@ -135,6 +151,7 @@ impl Default for DialectConfig {
             relay: RelayMode::Off,
             pairs_max: 2048,
             simple_public: Vec::new(),
+            noray: NorayConfig::default(),
         }
     }
 }
@@ -154,6 +171,8 @@ pub(crate) enum DialectTimer {
     SimpleExpiry(u32, u32),
     /// Games may have expired.
     GodotTick,
+    /// Relay ports of noray may be idle.
+    NoraySweep,
     /// A relayed pair may be idle.
     Pair(u32, u32),
 }
@@ -214,11 +233,17 @@ pub(crate) struct Dialects {
     rabid: Rabid,
     simple: Simple,
     godot_p2p: GodotP2p,
+    noray: Noray,
 }
 
 impl Dialects {
     /// The front ends of `served`; the others get no room. `seeds` key their hashes.
-    pub fn new(config: DialectConfig, served: impl Fn(Dialect) -> bool, seeds: [u64; 4]) -> Self {
+    pub fn new(
+        config: DialectConfig,
+        served: impl Fn(Dialect) -> bool,
+        control: Option<SocketIndex>,
+        seeds: [u64; 4],
+    ) -> Self {
         let hasher = RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
         let room = |dialect| {
             if served(dialect) {
@@ -231,8 +256,14 @@ impl Dialects {
             rabid: Rabid::new(room(Dialect::Rabid), &hasher),
             simple: Simple::new(room(Dialect::Simple), &config.simple_public, &hasher),
             godot_p2p: GodotP2p::new(room(Dialect::GodotP2p), &hasher),
+            noray: Noray::new(config.noray.clone(), control, room(Dialect::Noray), &hasher),
             house: House::new(config, hasher),
         }
+    }
+
+    /// Tells the routes what players may send.
+    pub fn limit(&self, table: &mut ForwardingTable) {
+        self.noray.limit(table);
     }
 
     /// Sessions of all dialects.
@@ -256,9 +287,10 @@ impl Dialects {
     }
 
     /// This shard has stood still: nobody is held to have been silent meanwhile.
-    pub fn excuse_silence(&mut self, now: Millis) {
+    pub fn excuse_silence(&mut self, now: Millis, table: &mut ForwardingTable) {
         self.rabid.excuse_silence(now);
         self.godot_p2p.excuse_silence(now);
+        table.excuse_player_ports(now);
     }
 
     /// Writes the gauges.
@@ -268,10 +300,12 @@ impl Dialects {
                 Dialect::Rabid => self.rabid.session_count(),
                 Dialect::Simple => self.simple.session_count(),
                 Dialect::GodotP2p => self.godot_p2p.session_count(),
+                Dialect::Noray => self.noray.session_count(),
             };
             counters.set(dialect.tallies().sessions, sessions);
         }
         counters.set(Counter::DialectPairs, self.pair_count());
+        self.noray.count(counters);
     }
 
     /// Serves a datagram.
@@ -291,6 +325,8 @@ impl Dialects {
             Dialect::Rabid => self.rabid.handle(&mut self.house, desk, asked)?,
             Dialect::Simple => self.simple.handle(&mut self.house, desk, asked)?,
             Dialect::GodotP2p => self.godot_p2p.handle(&mut self.house, desk, asked)?,
+            // Several commands may come at once: it counts them itself.
+            Dialect::Noray => return self.noray.handle(&mut self.house, desk, asked),
         }
         desk.counters.count(dialect.tallies().requests);
         Ok(())
@@ -310,13 +346,49 @@ impl Dialects {
                     .handle_timer(&mut self.house, desk, (index, uid));
             }
             DialectTimer::GodotTick => self.godot_p2p.handle_tick(&mut self.house, desk),
+            DialectTimer::NoraySweep => self.noray.handle_sweep(desk),
             DialectTimer::Pair(index, uid) => self.house.relays.handle_timer(desk, index, uid),
         }
     }
 
     /// Whether a dialect asked for this relay socket to be opened.
     pub fn awaits(&self, socket: SocketIndex) -> bool {
-        self.house.relays.awaits(socket)
+        self.house.relays.awaits(socket) || self.noray.awaits(socket)
+    }
+
+    /// A connection was accepted.
+    pub fn handle_stream_opened(&mut self, desk: &mut Desk<'_>, client: Addr) {
+        self.noray.handle_stream_opened(desk, client);
+    }
+
+    /// A client closed its half of a connection.
+    pub fn handle_stream_ended(&mut self, desk: &mut Desk<'_>, client: Addr) {
+        self.noray
+            .handle_stream_ended(&mut self.house, desk, client);
+    }
+
+    /// A connection is gone.
+    pub fn handle_stream_closed(&mut self, client: Addr) {
+        self.noray.handle_stream_closed(&mut self.house, client);
+    }
+
+    /// Whether a connection is to be kept although it is silent.
+    pub fn serves(&self, now: Millis, client: Addr) -> bool {
+        self.noray.serves(now, client)
+    }
+
+    /// A packet to a player's relay port from somebody who has none.
+    ///
+    /// # Errors
+    /// Why it was dropped, to be counted.
+    pub fn handle_stray(
+        &mut self,
+        desk: &mut Desk<'_>,
+        target: SocketIndex,
+        source: Addr,
+        datagram: &[u8],
+    ) -> Result<(), Counter> {
+        self.noray.handle_stray(desk, target, source, datagram)
     }
 
     /// Takes in what became of a relay socket. What waited for it is served now.
@@ -326,6 +398,10 @@ impl Dialects {
         socket: SocketIndex,
         outcome: Result<(), RelayRefusal>,
     ) {
+        if self.noray.awaits(socket) {
+            self.noray.handle_opened(desk, socket, outcome);
+            return;
+        }
         let Some(retry) = self.house.relays.handle_opened(desk, socket, outcome) else {
             return;
         };
@@ -349,7 +425,8 @@ impl Dialects {
     pub fn assert_consistent(&self) {
         let sessions = self.rabid.assert_consistent()
             + self.simple.assert_consistent()
-            + self.godot_p2p.assert_consistent();
+            + self.godot_p2p.assert_consistent()
+            + self.noray.assert_consistent();
         self.house.assert_consistent(sessions);
     }
 }

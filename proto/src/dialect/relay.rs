@@ -386,7 +386,7 @@ impl Relays {
 const fn spacing_of(dialect: Dialect) -> u16 {
     match dialect {
         Dialect::Rabid => 18,
-        Dialect::Simple | Dialect::GodotP2p => 1,
+        Dialect::Simple | Dialect::GodotP2p | Dialect::Noray => 1,
     }
 }
 

@@ -36,7 +36,10 @@ impl OpenStreams {
 impl Shard {
     /// A stream was accepted: what [`Shard::handle_datagram`] is given of this source comes on it. If there was one before
     /// between the same addresses, it was closed.
-    pub fn handle_stream_opened(&mut self, socket: SocketIndex, source: ClientAddr) {
+    pub fn handle_stream_opened(&mut self, now: Millis, socket: SocketIndex, source: ClientAddr) {
+        if self.open_foreign_stream(now, socket, source) {
+            return;
+        }
         let serial = StreamSerial(self.streams.next);
         self.streams.next = self.streams.next.wrapping_add(1);
         let before = self.streams.serials.insert((socket, source.0), serial);
@@ -49,6 +52,9 @@ impl Shard {
     /// A stream has ended or is about to be closed. Its allocation is deleted. Its member keeps the seat for as long as a
     /// silent one does, and may come back to it from elsewhere. A later stream between the same addresses inherits nothing.
     pub fn handle_stream_closed(&mut self, now: Millis, socket: SocketIndex, source: ClientAddr) {
+        if self.close_foreign_stream(socket, source) {
+            return;
+        }
         let Some(serial) = self.streams.serials.remove(&(socket, source.0)) else {
             return;
         };
@@ -80,10 +86,10 @@ impl Shard {
         self.outbox.mail.push((owner, mail));
     }
 
-    /// Whether a source has a seat or an allocation.
+    /// Whether a source has a seat or an allocation, or is somebody in a dialect.
     #[must_use]
-    pub fn serves(&self, socket: SocketIndex, source: ClientAddr) -> bool {
-        self.forwarding.is_known(socket, source)
+    pub fn serves(&self, now: Millis, socket: SocketIndex, source: ClientAddr) -> bool {
+        self.forwarding.is_known(socket, source) || self.keeps_foreign(now, socket, source)
     }
 
     /// Whether clients of RFC 5766's time are served in their way, with more channel numbers.

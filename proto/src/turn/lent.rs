@@ -31,6 +31,17 @@ impl TurnService {
         Some((socket, port))
     }
 
+    /// Takes a socket for a port that is not of the ranges here.
+    pub fn lend_socket(&mut self) -> Option<SocketIndex> {
+        let unused = || self.unused_sockets.next().map(SocketIndex);
+        self.free_sockets.pop().or_else(unused)
+    }
+
+    /// Takes back what [`TurnService::lend_socket`] gave.
+    pub fn return_socket(&mut self, socket: SocketIndex) {
+        self.free_sockets.push(socket);
+    }
+
     /// Asks for a port to be opened. The outcome is not told to this service.
     pub fn open_lent(&self, out: &mut Outbox, socket: SocketIndex, port: u16) {
         let at = self.bind_addr(Family::V4, port);

@@ -82,6 +82,8 @@ pub struct TurnConfig {
     pub relay_ips: Vec<RelayIp>,
     /// Their ports, of all shards together.
     pub relay_ports: RangeInclusive<u16>,
+    /// Those of them that others than TURN have for their own.
+    pub withheld_ports: Vec<u16>,
     /// Whom clients may reach.
     pub peers: PeerRules,
     /// Most allocations on this shard.
@@ -115,6 +117,7 @@ impl Default for TurnConfig {
             credentials: TurnCredentials::default(),
             relay_ips: Vec::new(),
             relay_ports: 49_152..=u16::MAX,
+            withheld_ports: Vec::new(),
             peers: PeerRules::default(),
             allocations_max: 16_384,
             allocations_per_user: 0,
@@ -284,12 +287,11 @@ impl TurnService {
             let ips = config.relay_ips.iter();
             let is_v4 = family == Family::V4;
             let ip = ips.copied().find(|ip| ip.local.is_ipv4() == is_v4)?;
-            Some(RelayAddress::new(
-                ip,
-                config.relay_ports.clone(),
-                index,
-                count,
-            ))
+            let mut address = RelayAddress::new(ip, config.relay_ports.clone(), index, count);
+            for &port in &config.withheld_ports {
+                address.pool.withhold(port);
+            }
+            Some(address)
         };
         let addresses = Family::ALL.map(address);
         let mut rules = std::mem::take(&mut config.peers);

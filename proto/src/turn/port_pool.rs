@@ -132,6 +132,14 @@ impl PortPool {
         self.taken_count += 1;
     }
 
+    /// Gives this port to nobody, if it is of this slice.
+    pub fn withhold(&mut self, port: u16) {
+        if self.contains(port) && self.is_free(u32::from(port - self.first)) {
+            self.mark(port);
+            self.taken_count -= 1;
+        }
+    }
+
     /// Gives a port back.
     pub fn give_back(&mut self, port: u16) {
         let offset = u32::from(port - self.first);
@@ -174,6 +182,19 @@ mod tests {
         assert_eq!(taken, [50_000, 50_018, 50_036, 50_054, 50_072, 50_090]);
         assert!(pool.take_spaced(1, &mut rng).is_some());
         assert_eq!(pool.taken_count(), 7);
+    }
+
+    #[test]
+    fn withheld_ports_are_nobodys() {
+        let mut rng = StdRng::seed_from_u64(4);
+        let mut pool = PortPool::of_shard(50_000..=50_003, 0, 1);
+        for port in [50_001, 50_001, 50_003, 60_000] {
+            pool.withhold(port);
+        }
+        assert_eq!(pool.taken_count(), 0);
+        assert_eq!(pool.take(Parity::EvenPair, &mut rng), None);
+        let taken = std::iter::from_fn(|| pool.take(Parity::Any, &mut rng));
+        assert_eq!(taken.count(), 2);
     }
 
     #[test]

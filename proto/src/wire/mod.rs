@@ -5,6 +5,7 @@ pub mod channel_data;
 pub mod godot_p2p;
 pub mod join_code;
 pub mod native;
+pub mod noray;
 pub mod rabid;
 pub mod simple;
 pub mod stream;

@@ -5,6 +5,7 @@
 
 mod corpus;
 mod godot_p2p;
+mod noray;
 mod rabid;
 mod relay;
 mod simple;

@@ -54,7 +54,53 @@ pub fn listener(dialect: Dialect) -> Addr {
     addr(&format!("{SERVER}:{}", 1000 + place))
 }
 
+/// Where noray's connections are accepted.
+pub fn control() -> Addr {
+    addr(&format!("{SERVER}:1100"))
+}
+
+/// The roles of all listeners, in the order of their indexes.
+fn roles() -> [SocketRole; Dialect::ALL.len() + 1] {
+    let mut roles = [SocketRole::DialectStream {
+        dialect: Dialect::Noray,
+        shard: 0,
+    }; Dialect::ALL.len() + 1];
+    for (role, dialect) in roles.iter_mut().zip(Dialect::ALL) {
+        *role = SocketRole::Dialect(dialect);
+    }
+    roles
+}
+
+/// The index of [`control`].
+const CONTROL: SocketIndex = SocketIndex(Dialect::ALL.len() as u16);
+
 impl World {
+    /// A client connects.
+    pub fn open_stream(&mut self, client: Addr) {
+        let client = ClientAddr(client);
+        self.shard.handle_stream_opened(self.now, CONTROL, client);
+        self.settle();
+    }
+
+    /// A client closes its half.
+    pub fn end_stream(&mut self, client: Addr) {
+        let client = ClientAddr(client);
+        self.shard.handle_stream_ended(self.now, CONTROL, client);
+        self.settle();
+    }
+
+    /// A connection is gone.
+    pub fn close_stream(&mut self, client: Addr) {
+        let client = ClientAddr(client);
+        self.shard.handle_stream_closed(self.now, CONTROL, client);
+        self.settle();
+    }
+
+    /// Whether a silent connection is kept.
+    pub fn keeps_stream(&self, client: Addr) -> bool {
+        self.shard.serves(self.now, CONTROL, ClientAddr(client))
+    }
+
     pub fn new(dialects: DialectConfig) -> Self {
         let ip: IpAddr = SERVER.parse().unwrap();
         let place = |(_, dialect): &(usize, &Dialect)| **dialect == Dialect::Simple;
@@ -66,7 +112,7 @@ impl World {
         let config = ShardConfig {
             index: 0,
             count: 1,
-            sockets: Dialect::ALL.map(SocketRole::Dialect).to_vec(),
+            sockets: roles().to_vec(),
             discovery: Vec::new(),
             lobby: LobbyConfig::default(),
             turn: TurnConfig {
@@ -88,6 +134,7 @@ impl World {
         };
         let open = Dialect::ALL.iter().enumerate();
         let open = open.map(|(place, &dialect)| (place as u16, listener(dialect)));
+        let open = open.chain([(CONTROL.0, control())]);
         Self {
             shard: Shard::new(config, Millis(0)),
             now: Millis(0),

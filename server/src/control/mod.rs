@@ -11,6 +11,7 @@ pub mod doctor;
 mod documents;
 pub mod logging;
 pub mod metrics;
+mod noray_metrics;
 pub mod secret;
 pub mod signals;
 mod systemd;

@@ -20,6 +20,7 @@ use super::{
     counters::DRAINED,
     logging::LogLevel,
     metrics::Metrics,
+    noray_metrics,
     signals::Request,
     systemd,
 };
@@ -43,6 +44,8 @@ pub struct Control {
     pub signals: UnboundedReceiver<Request>,
     /// From [`bind_admin`]; none when the admin port is off.
     pub admin: Option<TcpListener>,
+    /// From [`bind_noray_http`]; none when it is off.
+    pub noray_http: Option<TcpListener>,
     /// What the shards listen on, as printed at start, for the status page.
     pub listeners: Vec<String>,
     /// The URLs of TURN here, for browsers.
@@ -61,6 +64,17 @@ pub fn bind_admin(config: &Config) -> Result<Option<TcpListener>, ConfigError> {
         .map_err(|error| ConfigError::bind("the admin port", address, "--admin", &error))
 }
 
+/// Binds the port of noray's metrics, if `config` has one. To be done before the shards start, too.
+pub fn bind_noray_http(config: &Config) -> Result<Option<TcpListener>, ConfigError> {
+    let Some(address) = config.noray.as_ref().and_then(|noray| noray.http) else {
+        return Ok(None);
+    };
+    let bound = admin::bind(address);
+    bound
+        .map(Some)
+        .map_err(|error| ConfigError::bind("TCP", address, "--noray-http", &error))
+}
+
 impl Control {
     /// Starts the thread. It ends, and with it the handle joins, when the server shall stop: the
     /// drain is over, or nobody wants to wait for it.
@@ -71,19 +85,21 @@ impl Control {
             .max_blocking_threads(4)
             .thread_name("admin-call")
             .build()?;
-        let listener = match self.admin {
-            Some(listener) => {
-                let _inside = runtime.enter();
-                Some(tokio::net::TcpListener::from_std(listener)?)
-            }
-            None => None,
+        let inside = runtime.enter();
+        let taken = |listener: Option<TcpListener>| {
+            let taken = listener.map(tokio::net::TcpListener::from_std);
+            taken.transpose()
         };
+        let listener = taken(self.admin)?;
+        let noray_http = taken(self.noray_http)?;
+        drop(inside);
         let admin = Admin::new(
             self.metrics,
             self.rendezvous,
             self.config.admin_token.clone(),
             self.listeners,
             TurnIssuer::new(self.config.auth_secrets.clone(), self.turn_urls),
+            self.config.noray.is_some(),
         );
         let thread = Running {
             admin: Arc::new(admin),
@@ -96,7 +112,7 @@ impl Control {
         thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
-                runtime.block_on(thread.run(listener, self.signals));
+                runtime.block_on(thread.run(listener, noray_http, self.signals));
                 // A call that still waits for shards must not hold up the end.
                 runtime.shutdown_background();
             })
@@ -117,10 +133,15 @@ impl Running {
     async fn run(
         mut self,
         listener: Option<tokio::net::TcpListener>,
+        noray_http: Option<tokio::net::TcpListener>,
         mut signals: UnboundedReceiver<Request>,
     ) {
         if let Some(listener) = listener {
             tokio::spawn(admin::serve(listener, Arc::clone(&self.admin)));
+        }
+        if let Some(listener) = noray_http {
+            let router = noray_metrics::router(Arc::clone(&self.admin.metrics));
+            tokio::spawn(admin::serve_router(listener, router));
         }
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);

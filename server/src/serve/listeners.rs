@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use waypost_proto::addr::Addr;
 use waypost_proto::dialect::Dialect;
 use waypost_proto::forwarding::SocketIndex;
@@ -35,6 +36,8 @@ pub(super) struct Listeners {
     shard_count: u16,
     probe_port: u16,
     simple_public: Vec<(SocketIndex, Addr)>,
+    /// Where noray's connections are accepted.
+    noray: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy)]
@@ -43,13 +46,21 @@ struct StreamAddress {
     is_tls: bool,
 }
 
+/// What is spoken on a stream.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StreamKind {
+    Tcp,
+    Tls,
+    Noray,
+}
+
 /// The sockets of one shard.
 #[derive(Default)]
 pub(super) struct ShardSockets {
     /// In the order of their indexes.
     udp: UdpSockets,
     /// In the order of their addresses.
-    tcp: Vec<(SocketIndex, bool, TcpListener)>,
+    tcp: Vec<(SocketIndex, StreamKind, TcpListener)>,
 }
 
 impl ShardSockets {
@@ -62,9 +73,14 @@ impl ShardSockets {
         let ids = self.udp.into_iter();
         let ids = ids.map(|socket| socket.map(|socket| io.add_socket(socket)).transpose());
         let ids: io::Result<Vec<_>> = ids.collect();
-        for (socket, is_tls, listener) in self.tcp {
+        for (socket, kind, listener) in self.tcp {
             let id = io.add_listener(listener)?;
-            listeners.push(StreamListener { id, socket, is_tls });
+            listeners.push(StreamListener {
+                id,
+                socket,
+                is_tls: kind == StreamKind::Tls,
+                is_raw: kind == StreamKind::Noray,
+            });
         }
         ids
     }
@@ -142,12 +158,13 @@ impl Listeners {
             streams.push(StreamAddress { at, is_tls: true });
             groups.push(group);
         }
-        let listeners = Self {
+        let mut listeners = Self {
             sockets,
             streams,
             shard_count: u16::try_from(shards.len()).expect("at most 128 shards"),
             probe_port,
             simple_public,
+            noray: None,
         };
         let mut of_shards: Vec<_> = shards
             .into_iter()
@@ -159,9 +176,27 @@ impl Listeners {
         for (place, group) in groups.into_iter().enumerate() {
             for (shard, listener) in group.into_iter().enumerate() {
                 let socket = listeners.stream_index(place, shard);
-                let is_tls = listeners.streams[place].is_tls;
-                of_shards[shard].tcp.push((socket, is_tls, listener));
+                let kind = if listeners.streams[place].is_tls {
+                    StreamKind::Tls
+                } else {
+                    StreamKind::Tcp
+                };
+                of_shards[shard].tcp.push((socket, kind, listener));
             }
+        }
+        if let Some(noray) = &config.noray {
+            let listener = bind_lines(noray.listen).map_err(|error| {
+                ConfigError::bind("TCP", noray.listen, "--noray-listen", &error)
+            })?;
+            let at = listener.local_addr().map_err(|error| {
+                ConfigError::bind("TCP", noray.listen, "--noray-listen", &error)
+            })?;
+            listeners.noray = Some(at);
+            let socket = listeners.stream_index(listeners.streams.len(), 0);
+            let owner = Dialect::Noray.shard(of_shards.len());
+            of_shards[owner]
+                .tcp
+                .push((socket, StreamKind::Noray, listener));
         }
         Ok((listeners, of_shards))
     }
@@ -170,7 +205,14 @@ impl Listeners {
     pub fn roles(&self) -> Vec<SocketRole> {
         let udp = self.sockets.iter().map(|&(role, _)| role);
         let of_shards = || (0..self.shard_count).map(|shard| SocketRole::Stream { shard });
+        let dialect = Dialect::Noray;
+        let shard = dialect.shard(usize::from(self.shard_count));
+        let shard = u16::try_from(shard).expect("at most 128 shards");
+        let noray = self
+            .noray
+            .map(|_| SocketRole::DialectStream { dialect, shard });
         udp.chain(self.streams.iter().flat_map(|_| of_shards()))
+            .chain(noray)
             .collect()
     }
 
@@ -185,8 +227,13 @@ impl Listeners {
     }
 
     /// Stream listeners of each shard.
-    pub const fn stream_count(&self) -> usize {
-        self.streams.len()
+    pub fn stream_count(&self) -> usize {
+        self.streams.len() + usize::from(self.noray.is_some())
+    }
+
+    /// Where noray's connections are accepted.
+    pub const fn noray_addr(&self) -> Option<SocketAddr> {
+        self.noray
     }
 
     /// The listeners by which clients discover how their NATs behave.
@@ -220,7 +267,7 @@ impl Listeners {
     pub fn addresses(&self) -> Vec<SocketAddr> {
         let udp = self.sockets.iter().map(|&(_, at)| at);
         let streams = self.streams.iter().map(|stream| stream.at);
-        let mut all: Vec<_> = udp.chain(streams).collect();
+        let mut all: Vec<_> = udp.chain(streams).chain(self.noray).collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -258,13 +305,16 @@ impl Listeners {
         let udp = self.sockets.iter().map(|(role, at)| match role {
             SocketRole::Probe => format!("probe {at}"),
             SocketRole::Dialect(dialect) => format!("{} {at}", dialect.name()),
-            SocketRole::Main | SocketRole::Stream { .. } => format!("udp {at}"),
+            SocketRole::Main | SocketRole::Stream { .. } | SocketRole::DialectStream { .. } => {
+                format!("udp {at}")
+            }
         });
         let streams = self.streams.iter().map(|stream| {
             let kind = if stream.is_tls { "tls" } else { "tcp" };
             format!("{kind} {}", stream.at)
         });
-        udp.chain(streams).collect()
+        let noray = self.noray.map(|at| format!("noray-tcp {at}"));
+        udp.chain(streams).chain(noray).collect()
     }
 }
 
@@ -388,6 +438,22 @@ fn bind_group(
         sockets.push(Some(socket));
     }
     Ok(bound)
+}
+
+/// Binds an address of connections for one shard only. Their clients may be silent for long, so the kernel looks after them.
+fn bind_lines(address: SocketAddr) -> io::Result<TcpListener> {
+    let options = TcpOptions {
+        reuse_port: false,
+        retry_in_use: RETRY_IN_USE,
+    };
+    let listener = bind_tcp_listener(address, &options)?;
+    // Accepted sockets inherit this, tcp(7).
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    SockRef::from(&listener).set_tcp_keepalive(&keepalive)?;
+    Ok(listener)
 }
 
 /// Binds one address for shard `owner` only.

@@ -32,6 +32,7 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
         },
         relay_ips: relay_ips(config, &host_ips),
         relay_ports: config.relay_ports.clone(),
+        withheld_ports: noray_ports(config).to_vec(),
         peers: PeerRules {
             allow: config.allow_peer.clone(),
             deny: config.deny_peer.clone(),
@@ -161,8 +162,18 @@ fn own_services(config: &Config, listeners: &[SocketAddr], host_ips: &[IpAddr]) 
     services
 }
 
+/// The relay ports that noray has for its own.
+fn noray_ports(config: &Config) -> &[u16] {
+    let noray = config.noray.as_ref();
+    noray.map_or(&[], |noray| &noray.protocol.relay.ports)
+}
+
 /// Relay sockets that dialects may open on one shard.
 fn dialect_relays(config: &Config) -> usize {
+    noray_ports(config).len() + pair_relays(config)
+}
+
+fn pair_relays(config: &Config) -> usize {
     if config.dialect_listen.is_empty() || matches!(config.dialect_relay, RelayMode::Off) {
         0
     } else {

@@ -26,7 +26,7 @@ impl<P: StreamIo> EventLoop<P> {
                         self.end_stream(now, before, End::Peer);
                     }
                     if self.streams.accept(now, listener, stream, source) {
-                        self.shard.handle_stream_opened(socket, source);
+                        self.shard.handle_stream_opened(now, socket, source);
                     } else {
                         self.io.close_stream(stream, false);
                     }
@@ -34,7 +34,7 @@ impl<P: StreamIo> EventLoop<P> {
                 StreamEvent::Received { stream, bytes } => {
                     self.receive_from_stream(now, stream, &bytes);
                 }
-                StreamEvent::Ended { stream } => self.end_stream(now, stream, End::Peer),
+                StreamEvent::Ended { stream } => self.hear_last_of_stream(now, stream),
             }
         }
     }
@@ -122,10 +122,30 @@ impl<P: StreamIo> EventLoop<P> {
         let shard = &self.shard;
         self.streams
             .handle_timeout(now, &mut self.io, |socket, source| {
-                shard.serves(socket, source)
+                shard.serves(now, socket, source)
             });
         while let Some((stream, end)) = self.streams.take_doomed() {
             self.end_stream(now, stream, end);
+        }
+    }
+
+    /// A client sends nothing more. One that speaks in lines may have sent the last one without an end.
+    fn hear_last_of_stream(&mut self, now: Millis, stream: StreamId) {
+        let connection = self.streams.get(stream);
+        match connection.filter(|connection| connection.is_raw()) {
+            Some(connection) => {
+                let (socket, source) = (connection.socket(), connection.peer());
+                self.shard.handle_stream_ended(now, socket, source);
+                self.streams.end_after_flush(stream);
+            }
+            None => self.end_stream(now, stream, End::Peer),
+        }
+    }
+
+    /// Closes the streams whose clients have been sent all that there was for them.
+    pub(super) fn end_heard_streams(&mut self, now: Millis) {
+        while let Some(stream) = self.streams.take_heard() {
+            self.end_stream(now, stream, End::Peer);
         }
     }
 

@@ -30,7 +30,8 @@ pub struct Connection {
     /// What the backend had no room for: answers, and what is encrypted, which can neither be dropped nor overtaken. At most
     /// [`CONTROL_WAITS_BELOW`] and one frame.
     pending: Vec<u8>,
-    framer: Framer,
+    /// Cuts it into messages; none if the protocol does.
+    framer: Option<Framer>,
     /// When its last whole message came.
     pub(super) heard_at: Option<Millis>,
     /// Since when nothing could be sent.
@@ -44,7 +45,7 @@ impl Connection {
         socket: SocketIndex,
         peer: ClientAddr,
         session: Option<ServerConnection>,
-        serves_rfc5766: bool,
+        framer: Option<Framer>,
     ) -> Self {
         let cipher = session.map(|mut session| {
             // What is written is taken out at once, so it is bounded by one frame and must be taken as a whole.
@@ -56,11 +57,17 @@ impl Connection {
             peer,
             cipher,
             pending: Vec::new(),
-            framer: Framer::new(serves_rfc5766),
+            framer,
             heard_at: None,
             full_since: None,
             waits_for_room: false,
         }
+    }
+
+    /// Whether what comes is passed on as it comes.
+    #[must_use]
+    pub const fn is_raw(&self) -> bool {
+        self.framer.is_none()
     }
 
     /// The listener that it came by.
@@ -99,6 +106,11 @@ impl Connection {
         let heard_at = &mut self.heard_at;
         let framer = &mut self.framer;
         let mut feed = |bytes: &[u8]| {
+            let Some(framer) = framer else {
+                *heard_at = Some(now);
+                each(bytes);
+                return Ok(());
+            };
             let outcome = framer.feed(bytes, |message| {
                 *heard_at = Some(now);
                 each(message);

@@ -3,7 +3,8 @@
 //!
 //! A stream is closed when its client closes either half, when what it sends is not a message or not TLS, when no whole
 //! message has come [`StreamTimes::first_message_ms`] after it was accepted, when none has come for [`StreamTimes::idle_ms`]
-//! and it has neither seat nor allocation, and when it does not read what it is sent.
+//! and it has neither seat nor allocation, and when it does not read what it is sent. Streams of dialects are passed on
+//! uncut, and live as long as the protocol wants them.
 
 mod connection;
 mod counters;
@@ -19,6 +20,7 @@ use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::shard::SocketRole;
 use waypost_proto::time::Millis;
 use waypost_proto::timer_wheel::TimerWheel;
+use waypost_proto::wire::stream::Framer;
 
 pub use self::connection::Connection;
 pub use self::counters::{STREAM_COUNTERS, StreamCounters};
@@ -91,6 +93,8 @@ pub struct StreamListener {
     pub socket: SocketIndex,
     /// Whether its clients speak TLS.
     pub is_tls: bool,
+    /// Whether what comes is passed on as it comes: the protocol cuts it into messages itself.
+    pub is_raw: bool,
 }
 
 /// What [`Streams`] is made with.
@@ -128,6 +132,8 @@ pub struct Streams {
     fired: Vec<StreamTimer>,
     /// Streams that are to be closed.
     doomed: Vec<(StreamId, End)>,
+    /// Streams that are to be closed when what waits for them has been sent.
+    heard: Vec<StreamId>,
     counters: StreamCounters,
 }
 
@@ -144,6 +150,7 @@ impl Streams {
             wheel: TimerWheel::new(now),
             fired: Vec::new(),
             doomed: Vec::new(),
+            heard: Vec::new(),
             counters: StreamCounters::default(),
         }
     }
@@ -163,7 +170,9 @@ impl Streams {
     #[must_use]
     pub fn owner(&self, socket: SocketIndex) -> Option<u16> {
         match self.config.roles.get(usize::from(socket.0)) {
-            Some(&SocketRole::Stream { shard }) => Some(shard),
+            Some(&(SocketRole::Stream { shard } | SocketRole::DialectStream { shard, .. })) => {
+                Some(shard)
+            }
             _ => None,
         }
     }
@@ -201,7 +210,12 @@ impl Streams {
         stream: StreamId,
         peer: ClientAddr,
     ) -> bool {
-        let &StreamListener { socket, is_tls, .. } = self.listener(listener);
+        let &StreamListener {
+            socket,
+            is_tls,
+            is_raw,
+            ..
+        } = self.listener(listener);
         let prefix = peer.0.source_prefix();
         let used = self.by_source.get(&prefix).copied().unwrap_or(0);
         if self.config.per_source > 0 && used >= self.config.per_source {
@@ -225,9 +239,14 @@ impl Streams {
         self.by_source.insert(prefix, used + 1);
         self.by_peer.insert((socket, peer.0), stream);
         let serves_rfc5766 = self.config.serves_rfc5766;
-        let connection = Connection::new(socket, peer, session, serves_rfc5766);
+        let framer = (!is_raw).then(|| Framer::new(serves_rfc5766));
+        let connection = Connection::new(socket, peer, session, framer);
         self.connections.insert(stream, connection);
-        let deadline = now + self.config.times.first_message_ms;
+        let deadline = if is_raw {
+            now + self.config.times.idle_ms
+        } else {
+            now + self.config.times.first_message_ms
+        };
         self.wheel.schedule(deadline, StreamTimer::Deadline(stream));
         true
     }
@@ -337,11 +356,14 @@ impl Streams {
         let Some(connection) = self.connections.get(&stream) else {
             return;
         };
-        let Some(heard_at) = connection.heard_at else {
-            self.doomed.push((stream, End::FirstMessage));
-            return;
+        let idle_at = match connection.heard_at {
+            Some(heard_at) => heard_at + self.config.times.idle_ms,
+            None if connection.is_raw() => now,
+            None => {
+                self.doomed.push((stream, End::FirstMessage));
+                return;
+            }
         };
-        let idle_at = heard_at + self.config.times.idle_ms;
         let next = if idle_at > now {
             idle_at
         } else if serves(connection.socket(), connection.peer()) {
@@ -370,6 +392,16 @@ impl Streams {
                 }
             }
         }
+    }
+
+    /// A client sends nothing more; its stream is to be closed when it was sent what it waits for.
+    pub fn end_after_flush(&mut self, stream: StreamId) {
+        self.heard.push(stream);
+    }
+
+    /// A stream whose client sends nothing more, if there is one.
+    pub fn take_heard(&mut self) -> Option<StreamId> {
+        self.heard.pop()
     }
 
     /// A stream that is to be closed, if there is one.

@@ -53,6 +53,8 @@ pub(super) struct Admin {
     pub(super) listeners: Vec<String>,
     /// Makes credentials for browsers.
     pub(super) turn: TurnIssuer,
+    /// Whether noray's own metrics are shown beside ours.
+    pub(super) shows_noray: bool,
     calls: Arc<Semaphore>,
 }
 
@@ -63,6 +65,7 @@ impl Admin {
         token: Option<Secret>,
         listeners: Vec<String>,
         turn: TurnIssuer,
+        shows_noray: bool,
     ) -> Self {
         Self {
             metrics,
@@ -71,6 +74,7 @@ impl Admin {
             drain_asked: Notify::new(),
             listeners,
             turn,
+            shows_noray,
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
         }
     }
@@ -85,7 +89,11 @@ pub(super) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Accepts connections until it is dropped.
 pub(super) async fn serve(listener: tokio::net::TcpListener, admin: Arc<Admin>) {
-    let router = routes::router(admin);
+    serve_router(listener, routes::router(admin)).await;
+}
+
+/// As [`serve`], for other routes.
+pub(super) async fn serve_router(listener: tokio::net::TcpListener, router: axum::Router) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {

@@ -22,6 +22,7 @@ use super::{
     rendezvous::{CreateBody, CreatedBody, invalid},
 };
 use crate::control::metrics::{COMMIT, CONTENT_TYPE, VERSION};
+use crate::control::noray_metrics::{self, Form};
 
 const STATUS_PAGE: &str = include_str!("status.html");
 /// The page loads nothing from anywhere and talks only to the port it came from.
@@ -72,11 +73,15 @@ async fn status_page() -> Response {
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    (
-        [(header::CONTENT_TYPE, CONTENT_TYPE)],
-        admin.metrics.render(),
-    )
-        .into_response()
+    let mut text = admin.metrics.render();
+    if admin.shows_noray {
+        let end = text.rfind("# EOF").unwrap_or(text.len());
+        text.insert_str(
+            end,
+            &noray_metrics::render(&admin.metrics, Form::OpenMetrics),
+        );
+    }
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
 async fn livez(State(admin): State<Arc<Admin>>) -> Response {

@@ -117,6 +117,7 @@ impl Door {
             rendezvous: Arc::new(PretendShards(Mutex::new(notes))),
             signals: receiver,
             admin,
+            noray_http: None,
             listeners: vec!["udp 127.0.0.1:3478".into()],
             turn_urls: vec!["turn:127.0.0.1:3478?transport=udp".into()],
         };

@@ -23,13 +23,21 @@ pub(crate) const fn listen_option(dialect: Dialect) -> &'static str {
         Dialect::Rabid => "rabid-listen",
         Dialect::Simple => "simple-listen",
         Dialect::GodotP2p => "godot-p2p-listen",
+        Dialect::Noray => "noray-registrar",
     }
 }
 
 impl Reader<'_> {
     pub(super) fn dialect_listen(&self) -> Result<Vec<DialectListen>, ConfigError> {
         let mut listens: Vec<DialectListen> = Vec::new();
-        for dialect in Dialect::ALL {
+        if let Some(noray) = self.noray()? {
+            listens.push(DialectListen {
+                dialect: Dialect::Noray,
+                at: noray.registrar,
+                public: noray.registrar,
+            });
+        }
+        for dialect in [Dialect::Rabid, Dialect::Simple, Dialect::GodotP2p] {
             let name = listen_option(dialect);
             for text in &self.0.get(name).values {
                 let at = self.ipv4(name, text)?;
@@ -79,7 +87,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn ipv4(&self, name: &str, text: &str) -> Result<SocketAddr, ConfigError> {
+    pub(super) fn ipv4(&self, name: &str, text: &str) -> Result<SocketAddr, ConfigError> {
         let at = self.address(name, text)?;
         if at.is_ipv4() {
             return Ok(at);

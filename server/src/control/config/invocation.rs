@@ -10,6 +10,7 @@ use clap::{
 use super::{
     Config, ConfigError, Host, Origin, Settings,
     layers::unknown_key,
+    noray,
     options::{CONFIG_FILE, OPTIONS, OptionSpec, Preset},
 };
 
@@ -117,6 +118,10 @@ impl Sources {
             let text = fs::read_to_string(&path).map_err(|error| unreadable(&path, &error))?;
             settings.lay_file(&path, &text)?;
         }
+        let (of_noray, environment): (Vec<_>, Vec<_>) = environment
+            .into_iter()
+            .partition(|(name, _)| noray::is_variable(name));
+        noray::lay_environment(&mut settings, &of_noray)?;
         let ignored = settings.lay_environment(environment)?;
         for option in OPTIONS {
             if let Some(values) = matches.get_many::<String>(option.name) {
@@ -132,7 +137,8 @@ impl Sources {
     /// The variables that concern us, as text.
     fn own_environment(&self) -> Result<Vec<(String, String)>, ConfigError> {
         let own = self.environment.iter().filter_map(|(name, value)| {
-            let name = name.to_str().filter(|name| name.starts_with("WAYPOST_"))?;
+            let is_ours = |name: &&str| name.starts_with("WAYPOST_") || noray::is_variable(name);
+            let name = name.to_str().filter(is_ours)?;
             Some(match value.to_str() {
                 Some(value) => Ok((name.to_owned(), value.to_owned())),
                 None => Err(ConfigError::new(

@@ -9,6 +9,7 @@ mod error;
 mod host;
 mod invocation;
 mod layers;
+mod noray;
 mod options;
 mod relay;
 mod tls;
@@ -27,6 +28,7 @@ pub use error::{ConfigError, EXIT_CODE};
 pub use host::Host;
 pub use invocation::{Invocation, Sources};
 pub use layers::{Origin, Setting, Settings};
+pub use noray::NorayOptions;
 pub use options::{OPTIONS, OptionSpec, Preset};
 
 use waypost_proto::dialect::RelayMode;
@@ -144,6 +146,8 @@ pub struct Config {
     pub unproven_bytes_per_sec: u32,
     /// Addresses on which other systems' protocols are served.
     pub dialect_listen: Vec<DialectListen>,
+    /// How noray is served, if it is.
+    pub noray: Option<NorayOptions>,
     /// Which players of dialects are relayed.
     pub dialect_relay: RelayMode,
     /// Pairs of players that are relayed on each shard that serves dialects.
@@ -248,6 +252,7 @@ impl Config {
             allocation_bytes_per_sec: read.number("allocation-bytes-per-sec", 0..=u32::MAX)?,
             unproven_bytes_per_sec: read.number("unproven-bytes-per-sec", 0..=u32::MAX)?,
             dialect_listen: read.dialect_listen()?,
+            noray: read.noray()?,
             dialect_relay: read.dialect_relay()?,
             dialect_pairs_max: read.number("max-dialect-pairs", 1..=1 << 14)?,
             dialect_sessions_per_source: read.number("dialect-sessions-per-source", 0..=1 << 20)?,

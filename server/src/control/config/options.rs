@@ -254,6 +254,109 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .up_to(8),
     OptionSpec::new(
+        "noray-listen",
+        "IP:PORT",
+        "Serve noray here, TCP; IPv4 [usual port: 8890]",
+    ),
+    OptionSpec::new(
+        "noray-registrar",
+        "IP:PORT",
+        "Where noray's players show their addresses, UDP [port 8809 of --noray-listen]",
+    ),
+    OptionSpec::new(
+        "noray-relay-ports",
+        "PORTS",
+        "Noray's own relay ports, out of --relay-ports: N, A-B or A+K, several with commas",
+    )
+    .preset("49152-51200"),
+    OptionSpec::new(
+        "noray-http",
+        "IP:PORT",
+        "Show noray's metrics here [usual port: 8891]",
+    ),
+    OptionSpec::new(
+        "noray-oid-length",
+        "N",
+        "Characters of noray's public ids",
+    )
+    .preset("21"),
+    OptionSpec::new(
+        "noray-oid-charset",
+        "TEXT",
+        "The characters they are made of [A-Z a-z 0-9 _ -]",
+    ),
+    OptionSpec::new(
+        "noray-oid-words",
+        "N",
+        "Make them of so many words instead; 0 is not",
+    )
+    .preset("0"),
+    OptionSpec::new(
+        "noray-pid-length",
+        "N",
+        "Characters of noray's secret ids",
+    )
+    .preset("128"),
+    OptionSpec::new(
+        "noray-pid-charset",
+        "TEXT",
+        "The characters they are made of [A-Z a-z 0-9 _ -]",
+    ),
+    OptionSpec::new(
+        "noray-greeting",
+        "BOOL",
+        "Whether noray's connections are greeted, as newer versions of it do",
+    )
+    .preset("false"),
+    OptionSpec::new(
+        "noray-errors",
+        "BOOL",
+        "Whether noray's clients are told of failures, by a command `error` that games ignore",
+    )
+    .preset("false"),
+    OptionSpec::new(
+        "noray-relay-timeout",
+        "DURATION",
+        "Noray takes back a relay port that was not used for longer",
+    )
+    .preset("30s"),
+    OptionSpec::new(
+        "noray-relay-cleanup-interval",
+        "DURATION",
+        "How often it looks for them",
+    )
+    .preset("30s"),
+    OptionSpec::new(
+        "noray-relay-max-individual-traffic",
+        "SIZE",
+        "What one player of noray may relay, per second",
+    )
+    .preset("128kb"),
+    OptionSpec::new(
+        "noray-relay-max-global-traffic",
+        "SIZE",
+        "What all players of noray may relay together, per second",
+    )
+    .preset("1gb"),
+    OptionSpec::new(
+        "noray-relay-traffic-interval",
+        "DURATION",
+        "The slices in which that is measured",
+    )
+    .preset("100ms"),
+    OptionSpec::new(
+        "noray-relay-max-lifetime-duration",
+        "DURATION",
+        "How long a relay port of noray serves its player",
+    )
+    .preset("4hr"),
+    OptionSpec::new(
+        "noray-relay-max-lifetime-traffic",
+        "SIZE",
+        "What a player may send by it in that time",
+    )
+    .preset("4gb"),
+    OptionSpec::new(
         "dialect-relay",
         "MODE",
         "off, on or force: whether rabid, simple and godot-p2p players get relay ports as each other's addresses",
