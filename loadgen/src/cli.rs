@@ -52,6 +52,9 @@ struct Arguments {
     /// With `--protocol turn`: how clients wrap their data
     #[arg(long, value_enum, default_value_t = TurnFraming::Channel)]
     turn_framing: TurnFraming,
+    /// With `--protocol noray`: where players show their addresses [default: port 8809 of --target]
+    #[arg(long, value_name = "HOST:PORT")]
+    noray_registrar: Option<String>,
     /// Sessions at a time
     #[arg(long, value_name = "N", default_value_t = 1000)]
     sessions: u32,
@@ -231,6 +234,8 @@ pub enum Storm {
 pub struct Plan {
     /// The server; `None`: this process hosts it.
     pub target: Option<SocketAddr>,
+    /// Noray's registrar, if it was named.
+    pub registrar: Option<SocketAddr>,
     /// What sessions speak.
     pub protocol: Protocol,
     /// For TURN.
@@ -350,7 +355,12 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
     let members = given.members.or(traffic.map(|t| t.members)).unwrap_or(2);
     let topology = topology(&given, members)?;
     let sizes = sizes(&given)?;
-    let target = given.target.as_deref().map(resolve).transpose()?;
+    let target = given.target.as_deref();
+    let target = target.map(|at| resolve("--target", at)).transpose()?;
+    let registrar = given.noray_registrar.as_deref();
+    let registrar = registrar
+        .map(|at| resolve("--noray-registrar", at))
+        .transpose()?;
     in_range("--sessions", given.sessions as f64, 1.0, 1e6)?;
     let members_max = given.protocol.members_max();
     in_range("--members", f64::from(members), 2.0, f64::from(members_max))?;
@@ -409,6 +419,7 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
     let threads = given.threads.unwrap_or((cores / 2).max(1));
     let mut plan = Plan {
         target,
+        registrar,
         protocol: given.protocol,
         turn_mode: given.turn_mode,
         turn_framing: given.turn_framing,
@@ -514,10 +525,10 @@ fn topology(given: &Arguments, members: u8) -> Result<Topology, Failure> {
     }
 }
 
-fn resolve(target: &str) -> Result<SocketAddr, Failure> {
+fn resolve(option: &str, target: &str) -> Result<SocketAddr, Failure> {
     let found = target.to_socket_addrs().map_err(|error| {
         Failure::configuration(
-            format!("--target {target}: {error}"),
+            format!("{option} {target}: {error}"),
             "write HOST:PORT, as in 127.0.0.1:3478",
         )
     })?;
@@ -529,7 +540,7 @@ fn resolve(target: &str) -> Result<SocketAddr, Failure> {
         })
         .ok_or_else(|| {
             Failure::configuration(
-                format!("--target {target} is no server's address"),
+                format!("{option} {target} is no server's address"),
                 "write the address and port that the server prints as `listening udp`",
             )
         })

@@ -6,9 +6,8 @@ use std::net::SocketAddr;
 use rand::rngs::StdRng;
 use waypost_server::packet_io::{PacketIo, Received, SocketId};
 
-use crate::clock::{Clock, Now};
+use crate::clock::Now;
 use crate::failure::Failure;
-use crate::protocol::Outbox;
 use crate::schedule::{Due, Schedule};
 use crate::sockets;
 use crate::tally::Tally;
@@ -48,14 +47,8 @@ impl Flood {
             bound.push(share.sources.bind(n)?);
         }
         let addresses: Vec<SocketAddr> = bound.iter().take(2).map(|(_, at)| *at).collect();
-        let mut outbox = Outbox::default();
-        let now = Clock::start().now();
-        let mut session = share.kit.session(&addresses, now, rng);
-        session.begin(now.ns, now, &mut outbox);
-        let first = outbox.transmits().next();
-        let (to, request) = first.map_or((None, Vec::new()), |(_, to, bytes)| {
-            (Some(to), bytes.to_vec())
-        });
+        let first = share.kit.first_request(&addresses, rng);
+        let (to, request) = first.map_or((None, Vec::new()), |(to, bytes)| (Some(to), bytes));
         let sockets = bound.into_iter().map(|(socket, _)| io.add_socket(socket));
         let sockets = sockets.collect::<Result<_, _>>();
         Ok(Self {

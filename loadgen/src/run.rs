@@ -18,7 +18,7 @@ use crate::environment::{Environment, cores, receive_buffer_errors};
 use crate::failure::Failure;
 use crate::gate::Gate;
 use crate::progress::Progress;
-use crate::protocol::Kit;
+use crate::protocol::{Kit, Protocol};
 use crate::report::{Load, Report, Run};
 use crate::schedule::{Rate, Shape};
 use crate::self_host::{SelfHosted, ServerReport};
@@ -32,6 +32,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const HEAD_START_NS: u64 = 50_000_000;
 /// Sessions of one thread that are set up or closed at the same time, unless a storm is asked for.
 const WINDOW: usize = 64;
+/// Where noray's registrar is if nobody says otherwise.
+const REGISTRAR_PORT: u16 = 8809;
 /// Receive slots of one thread.
 const SLOTS: u32 = 4096;
 
@@ -50,6 +52,7 @@ pub fn run(plan: &Plan) -> Result<Report, Failure> {
 pub struct Host {
     hosted: Option<SelfHosted>,
     target: SocketAddr,
+    registrar: SocketAddr,
     use_ring: bool,
     cores: Vec<usize>,
 }
@@ -63,6 +66,13 @@ impl Host {
         let cores = cores();
         let use_ring = choose_backend(plan.io)?;
         let members = u64::from(plan.sessions) * u64::from(plan.members);
+        // Players of noray have a connection beside their socket.
+        let connections = if plan.protocol == Protocol::Noray {
+            members
+        } else {
+            0
+        };
+        let members = members + connections;
         sockets::raise_file_limit(members + spare_sockets(plan) * plan.threads as u64)?;
         let (hosted, target) = match plan.target {
             Some(target) => (None, target),
@@ -72,9 +82,16 @@ impl Host {
                 (Some(hosted), target)
             }
         };
+        let registrar = match &hosted {
+            Some(hosted) => hosted.registrar(),
+            None => plan
+                .registrar
+                .unwrap_or(SocketAddr::new(target.ip(), REGISTRAR_PORT)),
+        };
         Ok(Self {
             hosted,
             target,
+            registrar,
             use_ring,
             cores,
         })
@@ -95,6 +112,7 @@ impl Host {
         let kit = Kit {
             protocol: plan.protocol,
             server: self.target,
+            registrar: self.registrar,
             credential: plan.credential.clone(),
             turn_mode: plan.turn_mode,
             turn_framing: plan.turn_framing,

@@ -22,10 +22,14 @@ const BYTES_PER_SEC: &str = "4294967295";
 /// More than by default, for more allocations than a server of that size would be given.
 const RELAY_PORTS: &str = "10000-65535";
 
+/// The first relay port of noray.
+const NORAY_FIRST_PORT: u64 = 10_000;
+
 /// A server on 127.0.0.1, on a port that the kernel chose.
 pub struct SelfHosted {
     server: Server,
     address: SocketAddr,
+    registrar: SocketAddr,
     shards: usize,
 }
 
@@ -84,6 +88,7 @@ impl SelfHosted {
             Protocol::Rabid => Some((Dialect::Rabid, "--rabid-listen")),
             Protocol::Simple => Some((Dialect::Simple, "--simple-listen")),
             Protocol::GodotP2p => Some((Dialect::GodotP2p, "--godot-p2p-listen")),
+            Protocol::Noray => Some((Dialect::Noray, "--noray-registrar")),
         };
         if let Some((_, listen)) = dialect {
             // A storm is of introductions alone.
@@ -97,6 +102,22 @@ impl SelfHosted {
                 ("--relay-ports", RELAY_PORTS),
             ]);
         }
+        let players = u64::from(plan.sessions) * u64::from(plan.members);
+        // Twice as many, because the ports of sessions that were replaced come back late.
+        let last_port = (NORAY_FIRST_PORT + players * 2 + 1_000).min(65_535);
+        let streams = (players * 2).clamp(4_096, 1 << 18).to_string();
+        let noray_ports = format!("{NORAY_FIRST_PORT}-{last_port}");
+        if plan.protocol == Protocol::Noray {
+            options.extend([
+                ("--noray-listen", "127.0.0.1:0"),
+                ("--streams", &streams),
+                ("--noray-relay-ports", &noray_ports),
+                ("--noray-relay-timeout", "1d"),
+                ("--noray-relay-max-individual-traffic", "1tb"),
+                ("--noray-relay-max-global-traffic", "1tb"),
+                ("--noray-relay-max-lifetime-traffic", "1000tb"),
+            ]);
+        }
         let options: Vec<[&str; 2]> = options.into_iter().map(<[&str; 2]>::from).collect();
         let server = Server::start_with(options.as_flattened()).map_err(|error| {
             Failure::configuration(
@@ -108,8 +129,14 @@ impl SelfHosted {
             Some((dialect, _)) => server.dialect_addrs(dialect).first().copied(),
             None => None,
         };
+        let registrar = address.unwrap_or(server.main_addr());
+        let address = match plan.protocol {
+            Protocol::Noray => server.noray_addr(),
+            _ => address,
+        };
         Ok(Self {
             address: address.unwrap_or(server.main_addr()),
+            registrar,
             server,
             shards,
         })
@@ -118,6 +145,11 @@ impl SelfHosted {
     /// Where it listens.
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where noray's players show their addresses.
+    pub const fn registrar(&self) -> SocketAddr {
+        self.registrar
     }
 
     /// How many of the first cores it is pinned to.

@@ -215,7 +215,7 @@ fn turn_clients_exchange_data_with_plain_peers() {
 
 #[test]
 fn a_thousand_sessions_of_each_foreign_protocol_are_introduced_and_relayed() {
-    for protocol in ["rabid", "simple", "godot-p2p"] {
+    for protocol in ["rabid", "simple", "godot-p2p", "noray"] {
         let load = load(
             protocol,
             &[
@@ -240,7 +240,7 @@ fn a_thousand_sessions_of_each_foreign_protocol_are_introduced_and_relayed() {
 
 #[test]
 fn foreign_sessions_of_four_come_and_go() {
-    for protocol in ["rabid", "simple", "godot-p2p"] {
+    for protocol in ["rabid", "simple", "godot-p2p", "noray"] {
         let load = load(
             &format!("churn-{protocol}"),
             &[
@@ -294,7 +294,7 @@ fn random_arrivals_a_ramp_and_unequal_sizes_lose_no_count() {
 
 #[test]
 fn storms_set_sessions_up_and_send_nothing() {
-    let protocols = ["native", "rabid", "simple", "godot-p2p"];
+    let protocols = ["native", "rabid", "simple", "godot-p2p", "noray"];
     for (protocol, storm) in protocols
         .map(|p| ["join", "punch"].map(|s| (p, s)))
         .concat()
@@ -314,7 +314,7 @@ fn storms_set_sessions_up_and_send_nothing() {
 
 #[test]
 fn strangers_are_answered_with_no_more_than_they_send() {
-    for protocol in ["native", "turn"] {
+    for protocol in ["native", "turn", "noray"] {
         let load = load(
             &format!("flood-{protocol}"),
             &[

@@ -5,6 +5,7 @@ mod godot_p2p;
 mod greeting;
 mod introduced;
 mod native;
+mod noray;
 mod rabid;
 mod simple;
 mod turn;
@@ -34,6 +35,8 @@ pub enum Protocol {
     Simple,
     /// GodotP2P.
     GodotP2p,
+    /// noray.
+    Noray,
 }
 
 impl Protocol {
@@ -213,6 +216,8 @@ pub struct Kit {
     pub protocol: Protocol,
     /// The server.
     pub server: SocketAddr,
+    /// Where noray's players show their addresses.
+    pub registrar: SocketAddr,
     /// For servers that ask for one.
     pub credential: Option<Credential>,
     /// For TURN.
@@ -250,11 +255,34 @@ impl Kit {
                 let talk = simple::SimpleTalk::new(self.server, members);
                 self.introduced(talk, members)
             }
+            Protocol::Noray => {
+                let (server, registrar) = (self.server, self.registrar);
+                let count = members.len();
+                let talk = noray::NorayTalk::new(server, registrar, self.punches, count);
+                self.introduced(talk, members)
+            }
             Protocol::GodotP2p => {
                 let talk = godot_p2p::GodotTalk::new(self.server, members.len(), rng.random());
                 self.introduced(talk, members)
             }
         }
+    }
+
+    /// What a stranger at `members` says first, and to whom.
+    pub fn first_request(
+        &self,
+        members: &[SocketAddr],
+        rng: &mut StdRng,
+    ) -> Option<(SocketAddr, Vec<u8>)> {
+        if self.protocol == Protocol::Noray {
+            // An id that nobody has, as long as those that players have.
+            return Some((self.registrar, vec![b'?'; 128]));
+        }
+        let (now, mut outbox) = (Now { ns: 0 }, Outbox::default());
+        let mut session = self.session(members, now, rng);
+        session.begin(now.ns, now, &mut outbox);
+        let first = outbox.transmits().next();
+        first.map(|(_, to, bytes)| (to, bytes.to_vec()))
     }
 
     fn introduced(&self, talk: impl Talk + 'static, members: &[SocketAddr]) -> Box<dyn Session> {

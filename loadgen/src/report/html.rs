@@ -53,7 +53,7 @@ fn write_verdict(out: &mut String, document: &Document, tally: &Tally) {
     let _ = writeln!(
         out,
         "<section class=\"verdict{}\"><h1>{verdict}</h1>",
-        if is_good { "" } else { " bad" }
+        if is_good { "" } else { " failed" }
     );
     if let Some(reason) = &document.reason {
         let _ = writeln!(out, "<p class=\"bad\">{}</p>", text(reason));
