@@ -631,6 +631,25 @@ mod tests {
     }
 
     #[test]
+    fn every_option_and_profile_is_documented() {
+        use clap::CommandFactory as _;
+        let page = include_str!("../../docs/loadgen.md");
+        let command = Arguments::command();
+        let subcommands = command
+            .get_subcommands()
+            .flat_map(clap::Command::get_arguments);
+        for argument in command.get_arguments().chain(subcommands) {
+            if let Some(long) = argument.get_long() {
+                assert!(page.contains(&format!("`--{long}")), "--{long}");
+            }
+        }
+        for value in Profile::value_variants() {
+            let value = value.to_possible_value().unwrap();
+            assert!(page.contains(value.get_name()), "{}", value.get_name());
+        }
+    }
+
+    #[test]
     fn profiles_are_games_and_their_parts_can_be_changed() {
         let plan = asked(&["--profile", "arena-128hz", "--sessions", "10"]).unwrap();
         assert_eq!((plan.members, plan.topology), (10, Topology::Star));

@@ -8,6 +8,8 @@ pub const TELL_MS: u64 = 500;
 /// What a thread has done since it told the last time.
 #[derive(Clone, Debug, Default)]
 pub struct Live {
+    /// How long that took, nanoseconds; summed over threads.
+    pub span_ns: u64,
     /// Datagrams sent.
     pub sent: u64,
     /// Datagrams that arrived.
@@ -21,6 +23,7 @@ pub struct Live {
 impl Live {
     /// Adds what another thread has done.
     pub fn merge(&mut self, other: &Self) {
+        self.span_ns += other.span_ns;
         self.sent += other.sent;
         self.received += other.received;
         self.latency.merge(&other.latency);
@@ -29,6 +32,7 @@ impl Live {
 
     /// Forgets all.
     pub fn clear(&mut self) {
+        self.span_ns = 0;
         self.sent = 0;
         self.received = 0;
         self.latency.clear();

@@ -24,6 +24,7 @@ pub struct Progress {
     recent: Live,
     /// p99 of each of the last times, nanoseconds.
     history: VecDeque<u64>,
+    threads: usize,
     began: Instant,
     line_at: Instant,
     line: Live,
@@ -44,6 +45,7 @@ impl Progress {
             since: now,
             recent: Live::default(),
             history: VecDeque::new(),
+            threads: 1,
             began: now,
             line_at: now,
             line: Live::default(),
@@ -63,7 +65,8 @@ impl Progress {
     }
 
     /// The load begins.
-    pub fn load(&mut self, rate: u64, all: Duration) {
+    pub fn load(&mut self, rate: u64, all: Duration, threads: usize) {
+        self.threads = threads;
         let secs = all.as_secs_f64().ceil() as u64;
         self.begin(format!("sending {rate} datagrams/s"), secs);
         let now = Instant::now();
@@ -81,7 +84,6 @@ impl Progress {
         if now - self.since < Duration::from_millis(TELL_MS) {
             return;
         }
-        let secs = (now - self.since).as_secs_f64();
         self.since = now;
         match &self.bar {
             Some(bar) => {
@@ -90,12 +92,16 @@ impl Progress {
                 }
                 self.history.push_back(self.recent.latency.quantile(0.99));
                 bar.set_position((now - self.began).as_secs());
-                bar.set_message(view(&self.recent, secs, self.history.make_contiguous()));
+                bar.set_message(view(
+                    &self.recent,
+                    self.threads,
+                    self.history.make_contiguous(),
+                ));
             }
             None => {
                 self.line.merge(&self.recent);
                 if now - self.line_at >= LINE_EVERY {
-                    let shown = figures(&self.line, (now - self.line_at).as_secs_f64());
+                    let shown = figures(&self.line, self.threads);
                     eprintln!("{:>5} s: {shown}", (now - self.began).as_secs());
                     self.line_at = now;
                     self.line.clear();
@@ -130,9 +136,15 @@ impl Progress {
     }
 }
 
+/// A count as a rate of all threads together.
+fn per_sec(live: &Live, threads: usize) -> impl Fn(u64) -> f64 {
+    let secs = live.span_ns as f64 / 1e9 / threads.max(1) as f64;
+    move |count| if secs > 0.0 { count as f64 / secs } else { 0.0 }
+}
+
 /// One line.
-fn figures(live: &Live, secs: f64) -> String {
-    let per_sec = |count: u64| count as f64 / secs;
+fn figures(live: &Live, threads: usize) -> String {
+    let per_sec = per_sec(live, threads);
     format!(
         "{:.0}/s sent, {:.0}/s arrived, p50 {}, p99 {}, max {}, own lag p99 {}",
         per_sec(live.sent),
@@ -145,8 +157,8 @@ fn figures(live: &Live, secs: f64) -> String {
 }
 
 /// The lines below the bar.
-fn view(live: &Live, secs: f64, history: &[u64]) -> String {
-    let per_sec = |count: u64| count as f64 / secs;
+fn view(live: &Live, threads: usize, history: &[u64]) -> String {
+    let per_sec = per_sec(live, threads);
     format!(
         "\n  sent       {:>12.0}/s\n  arrived    {:>12.0}/s\n  latency    p50 {:>10}   p99 {:>10}   max {:>10}\n  \
          own lag    p50 {:>10}   p99 {:>10}   max {:>10}\n  p99        {} up to {}",
@@ -186,15 +198,16 @@ mod tests {
     #[test]
     fn the_view_has_rates_and_quantiles() {
         let mut live = Live {
+            span_ns: 1_000_000_000,
             sent: 1000,
             received: 900,
             ..Live::default()
         };
         live.latency.record(2_000_000);
-        let shown = view(&live, 0.5, &[1, 2]);
+        let shown = view(&live, 2, &[1, 2]);
         for part in ["2000/s", "1800/s", "ms", "▄█"] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
-        assert!(figures(&live, 0.5).starts_with("2000/s sent, 1800/s arrived"));
+        assert!(figures(&live, 2).starts_with("2000/s sent, 1800/s arrived"));
     }
 }

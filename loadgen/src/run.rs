@@ -352,7 +352,7 @@ fn conduct(
                     gate.stop();
                 } else if ready == plan.threads {
                     gate.open(clock.now().ns + HEAD_START_NS);
-                    progress.load(plan.rate, plan.warm_up + plan.duration);
+                    progress.load(plan.rate, plan.warm_up + plan.duration, plan.threads);
                 }
             }
             Ok(Message::Live(live)) => progress.tell(&live),

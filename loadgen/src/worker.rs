@@ -710,6 +710,8 @@ impl<P: PacketIo> Worker<P> {
             self.published_opened = opened;
         }
         if now.millis() >= self.tell_at {
+            let told = self.tell_at.0.saturating_sub(TELL_MS) * 1_000_000;
+            self.live.span_ns = now.ns.saturating_sub(told);
             self.tell_at = now.millis() + TELL_MS;
             if self.phase == Phase::Running {
                 // Nobody listens any more only when the run ends early.

@@ -118,6 +118,14 @@ fn show_time(us: f64) -> String {
     show_ns((us * 1000.0).round() as u64)
 }
 
+/// A power of ten.
+fn tick_time(us: f64) -> String {
+    let units = [("us", 1.0), ("ms", 1e3), ("s", 1e6)];
+    let unit = units.into_iter().rev().find(|(_, unit)| us >= *unit);
+    let (name, unit) = unit.unwrap_or(("ns", 1e-3));
+    format!("{:.0} {name}", us / unit)
+}
+
 fn show_percentile(halvings: f64) -> String {
     match halvings {
         h if h <= 1.0 => "0 %".to_owned(),
@@ -147,11 +155,13 @@ const MICROSECONDS: Axis = Axis {
     name: "Latency",
     scale: Scale::Log,
     show: show_time,
+    tick: tick_time,
 };
 const SECONDS: Axis = Axis {
     name: "time",
     scale: Scale::Linear,
     show: show_secs,
+    tick: show_secs,
 };
 
 /// Latency by percentile, the latter in the form 1 / (1 - p).
@@ -175,6 +185,7 @@ fn write_latency(out: &mut String, tally: &Tally) {
             name: "percentile",
             scale: Scale::Log,
             show: show_percentile,
+            tick: show_percentile,
         },
         y: MICROSECONDS,
         lines: vec![
@@ -240,6 +251,7 @@ fn write_over_time(out: &mut String, document: &Document) {
             name: "Datagrams per second",
             scale: Scale::Linear,
             show: show_count,
+            tick: show_count,
         },
         lines: vec![
             line("lost", 2, &|i| {
@@ -434,6 +446,8 @@ mod tests {
     #[test]
     fn percentiles_are_named_as_people_know_them() {
         let shown = [1.0, 10.0, 100.0, 1000.0, 10_000.0].map(super::show_percentile);
+        let ticks = [0.1, 1.0, 100.0, 10_000.0, 1e6].map(super::tick_time);
+        assert_eq!(ticks, ["100 ns", "1 us", "100 us", "10 ms", "1 s"]);
         assert_eq!(shown, ["0 %", "90 %", "99 %", "99.9 %", "99.99 %"]);
     }
 }

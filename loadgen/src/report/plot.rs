@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 250.0;
 const LEFT: f64 = 62.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 30.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 38.0;
 /// Points of a line beyond which they are not marked one by one.
@@ -26,8 +26,10 @@ pub struct Axis {
     pub name: &'static str,
     /// How.
     pub scale: Scale,
-    /// The text of a value, for ticks and hints.
+    /// The text of a value, for hints.
     pub show: fn(f64) -> String,
+    /// The text of a tick, which is a round value.
+    pub tick: fn(f64) -> String,
 }
 
 /// One line.
@@ -131,7 +133,7 @@ impl Plot {
         );
         let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
         for &tick in &y.ticks {
-            let (at, text) = (at_y(tick), (self.y.show)(tick));
+            let (at, text) = (at_y(tick), (self.y.tick)(tick));
             let _ = writeln!(
                 out,
                 r#"<line class="grid" x1="{LEFT}" x2="{right}" y1="{at:.1}" y2="{at:.1}"/><text class="tick" x="{:.1}" y="{:.1}" text-anchor="end">{text}</text>"#,
@@ -140,7 +142,7 @@ impl Plot {
             );
         }
         for &tick in &x.ticks {
-            let (at, text) = (at_x(tick), (self.x.show)(tick));
+            let (at, text) = (at_x(tick), (self.x.tick)(tick));
             let _ = writeln!(
                 out,
                 r#"<text class="tick" x="{at:.1}" y="{:.1}" text-anchor="middle">{text}</text>"#,
@@ -240,6 +242,7 @@ mod tests {
                 name: "n",
                 scale,
                 show,
+                tick: show,
             };
             let plot = Plot {
                 x: axis(),

@@ -29,6 +29,13 @@ pub fn render(document: &Document, tally: &Tally) -> String {
         document.load.io,
     );
     write_notes(&mut out, &document.load, tally);
+    if tally.lost() > 0 && document.receive_buffer_errors > 0 {
+        let _ = writeln!(
+            out,
+            "note       sockets of this host, perhaps the generator's, had no room for {} datagrams: not all losses need be the server's",
+            document.receive_buffer_errors
+        );
+    }
     write_server(&mut out, document);
     let environment = &document.environment;
     let _ = writeln!(
