@@ -1,17 +1,24 @@
 //! The command line: what may be typed ([`Arguments`]) and what it comes to, checked ([`Plan`]). Opens nothing.
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Parser, ValueEnum};
-use waypost_proto::agent::{Credential, DATAGRAM_MAX};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use waypost_proto::agent::Credential;
 
 use crate::expect::{Expectation, parse_duration};
 use crate::failure::Failure;
 use crate::payload;
+use crate::profile::Profile;
+use crate::protocol::{Protocol, TurnFraming, TurnMode};
+use crate::worker::Sizes;
 
+/// What `--find-max` holds rates to if nobody says otherwise.
+const MAX_BOUNDS: [&str; 2] = ["loss<=0.1%", "p99<=5ms"];
+/// Bytes of a payload if nobody says otherwise.
+const SIZE_BY_DEFAULT: usize = 200;
 /// Datagrams per second that a flow carries if nobody says otherwise: a game's usual rate.
 const FLOW_RATE: u64 = 20;
 /// What all flows together carry at most if nobody says otherwise: two cores carry that with room to spare, server included.
@@ -29,50 +36,90 @@ loss duplicated corrupted misdelivered reordered refused failed_sessions session
 
 /// Thousands of real sessions on an open-loop schedule, with honest latency. Without options it hosts a server itself.
 #[derive(Parser, Debug)]
-#[command(name = "waypost-loadgen", version, after_help = EXIT_CODES)]
+#[command(name = "waypost-loadgen", version, after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Server to load; without it this process hosts one on 127.0.0.1. Load only servers that are yours.
     #[arg(long, value_name = "HOST:PORT")]
     target: Option<String>,
-    /// Protocol of the sessions; this version speaks `native`
-    #[arg(long, default_value = "native")]
-    protocol: String,
+    /// Protocol of the sessions
+    #[arg(long, value_enum, default_value_t = Protocol::Native)]
+    protocol: Protocol,
+    /// With `--protocol turn`: who is at the other end
+    #[arg(long, value_enum, default_value_t = TurnMode::Pairs)]
+    turn_mode: TurnMode,
+    /// With `--protocol turn`: how clients wrap their data
+    #[arg(long, value_enum, default_value_t = TurnFraming::Channel)]
+    turn_framing: TurnFraming,
+    /// With `--protocol noray`: where players show their addresses [default: port 8809 of --target]
+    #[arg(long, value_name = "HOST:PORT")]
+    noray_registrar: Option<String>,
     /// Sessions at a time
     #[arg(long, value_name = "N", default_value_t = 1000)]
     sessions: u32,
-    /// Members of each session, 2 to 255; every member sends to every other
-    #[arg(long, value_name = "M", default_value_t = 2)]
-    members: u8,
+    /// A game's traffic; --members, --topology, --hz, --size and --host-size change parts of it
+    #[arg(long, value_enum)]
+    profile: Option<Profile>,
+    /// Members of each session, 2 to 255 [default: 2]
+    #[arg(long, value_name = "M")]
+    members: Option<u8>,
+    /// Who sends to whom [default: mesh; star where only the host knows the others]
+    #[arg(long, value_enum)]
+    topology: Option<Topology>,
     /// Datagrams per second, all sessions together [default: 20 for each pair and direction, at most 20000]
     #[arg(long, value_name = "PPS")]
     rate: Option<u64>,
-    /// Bytes of each datagram, without the relay's 4
-    #[arg(long, value_name = "BYTES", default_value_t = 200)]
-    size: usize,
-    /// Seconds that are measured
-    #[arg(long, value_name = "SECS", default_value_t = 5.0)]
-    duration: f64,
+    /// Datagrams per second from each member to each that it sends to, in place of --rate
+    #[arg(long, value_name = "HZ", conflicts_with = "rate")]
+    hz: Option<u32>,
+    /// Bytes of each datagram's payload, 40 to 1200 (native: 1196) [default: 200]
+    #[arg(long, value_name = "BYTES")]
+    size: Option<usize>,
+    /// The same of those that the host sends [default: as --size]
+    #[arg(long, value_name = "BYTES")]
+    host_size: Option<usize>,
+    /// How datagrams are spread over time
+    #[arg(long, value_enum, default_value_t = Arrivals::Constant)]
+    arrivals: Arrivals,
+    /// Begins at this rate; it changes evenly to --rate until the end
+    #[arg(long, value_name = "PPS")]
+    ramp_from: Option<u64>,
+    /// Seconds that are measured [default: 5; 2 for each rate of --find-max]
+    #[arg(long, value_name = "SECS")]
+    duration: Option<f64>,
     /// Seconds of load before that
     #[arg(long, value_name = "SECS", default_value_t = 1.0)]
     warm_up: f64,
     /// Sessions closed and made anew, per second
     #[arg(long, value_name = "PER_SEC", default_value_t = 0.0)]
     churn: f64,
+    /// Sessions asked for per second, whatever became of those before [default: 64 at a time and thread]
+    #[arg(long, value_name = "PER_SEC")]
+    setup_rate: Option<f64>,
+    /// Only sets sessions up, all at once or at --setup-rate, and sends no data
+    #[arg(long, value_enum)]
+    storm: Option<Storm>,
+    /// First requests of strangers who never prove their address, per second, beside the load
+    #[arg(long, value_name = "PPS", default_value_t = 0)]
+    flood: u64,
     /// Generator threads [default: half of the cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// How the generator (and a server that it hosts) sends and receives
     #[arg(long, value_enum, default_value_t = IoChoice::Auto)]
     io: IoChoice,
-    /// Credential for servers that ask for one; NAME is `expiry:user`
+    /// Address to send from, in place of one of 127.0.0.0/8 for each member; repeatable
+    #[arg(long, value_name = "IP")]
+    source: Vec<IpAddr>,
+    /// Credential: TURN's user, or `expiry:user` for servers that let only those host
     #[arg(long, value_name = "NAME:PASSWORD")]
     user: Option<String>,
-    /// Writes the report as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Writes the latency's percentiles for an HdrHistogram plotter
-    #[arg(long, value_name = "FILE")]
-    hgrm: Option<PathBuf>,
+    #[command(flatten)]
+    files: Files,
+    /// Looks for the highest rate at which the conditions hold (without any: loss<=0.1% and p99<=5ms), three times
+    #[arg(long)]
+    find_max: bool,
     /// Condition that the run must meet, as in 'p99<500us' or 'loss<0.01%'; repeatable
     #[arg(long, value_name = "CONDITION")]
     expect: Vec<String>,
@@ -82,6 +129,55 @@ struct Arguments {
     /// Repeats the choices of an earlier run [default: random]
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
+}
+
+/// What to do with reports.
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Holds a report against an earlier one
+    Compare(CompareArguments),
+    /// Makes one report of several generators that loaded one server at the same time
+    Merge(MergeArguments),
+}
+
+/// Two reports.
+#[derive(Args, Debug)]
+pub struct CompareArguments {
+    /// Report of --json, before a change
+    pub before: PathBuf,
+    /// Report of --json, after it
+    pub after: PathBuf,
+    /// Exit with 99 when a latency is certainly more than this worse, percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 5.0)]
+    pub tolerance: f64,
+}
+
+/// Reports to merge.
+#[derive(Args, Debug)]
+pub struct MergeArguments {
+    /// Reports of --json
+    #[arg(required = true)]
+    pub reports: Vec<PathBuf>,
+    /// Where to write what.
+    #[command(flatten)]
+    pub files: Files,
+}
+
+/// Files that a report is written to, beside the text on standard output.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Files {
+    /// Writes the report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Writes the report as a page with plots, which needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Writes the run over time as a table
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Writes the latency's percentiles for an HdrHistogram plotter
+    #[arg(long, value_name = "FILE")]
+    pub hgrm: Option<PathBuf>,
 }
 
 /// Which packet backend to use.
@@ -106,19 +202,68 @@ impl IoChoice {
     }
 }
 
+/// Who sends to whom in a session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Topology {
+    /// Every member to every other.
+    Mesh,
+    /// The host to everybody, and everybody to the host.
+    Star,
+}
+
+/// How datagrams are spread over time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Arrivals {
+    /// Evenly.
+    Constant,
+    /// As a Poisson process: independently of each other.
+    Poisson,
+}
+
+/// A load of sessions without data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Storm {
+    /// Sessions are set up.
+    Join,
+    /// And their members find direct paths to each other.
+    Punch,
+}
+
 /// A load that can be run.
 #[derive(Clone)]
 pub struct Plan {
     /// The server; `None`: this process hosts it.
     pub target: Option<SocketAddr>,
+    /// Noray's registrar, if it was named.
+    pub registrar: Option<SocketAddr>,
+    /// What sessions speak.
+    pub protocol: Protocol,
+    /// For TURN.
+    pub turn_mode: TurnMode,
+    /// For TURN.
+    pub turn_framing: TurnFraming,
     /// Sessions at a time, at least 1.
     pub sessions: u32,
     /// Members of each, at least 2.
     pub members: u8,
+    /// Who sends to whom.
+    pub topology: Topology,
+    /// Where members send from; empty: the generator chooses.
+    pub sources: Vec<IpAddr>,
     /// Datagrams per second, all together.
     pub rate: u64,
-    /// Bytes of a payload.
-    pub size: usize,
+    /// How they are spread over time.
+    pub arrivals: Arrivals,
+    /// The rate at the start, if it is another.
+    pub ramp_from: Option<u64>,
+    /// Bytes of payloads.
+    pub sizes: Sizes,
+    /// Sessions asked for per second; `None`: so many at a time.
+    pub setup_rate: Option<f64>,
+    /// Only sessions, no data.
+    pub storm: Option<Storm>,
+    /// First requests of strangers per second.
+    pub flood: u64,
     /// What is measured.
     pub duration: Duration,
     /// What comes before.
@@ -131,10 +276,10 @@ pub struct Plan {
     pub io: IoChoice,
     /// For servers that ask for one.
     pub credential: Option<Credential>,
-    /// Where to write JSON.
-    pub json: Option<PathBuf>,
-    /// Where to write percentiles.
-    pub hgrm: Option<PathBuf>,
+    /// Where to write the report.
+    pub files: Files,
+    /// Whether to look for the highest rate.
+    pub find_max: bool,
     /// What must be met.
     pub expectations: Vec<Expectation>,
     /// p99 of the own lag beyond which nothing is valid.
@@ -146,15 +291,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Flows: each member of a session to each other one.
+    /// Flows of all sessions.
     pub fn flows(&self) -> u64 {
-        u64::from(self.sessions) * self.flows_per_session()
+        u64::from(self.sessions) * self.directions().len() as u64
     }
 
-    /// Flows of one session.
-    pub fn flows_per_session(&self) -> u64 {
-        let members = u64::from(self.members);
-        members * (members - 1)
+    /// Who sends to whom in one session, by number.
+    pub fn directions(&self) -> Vec<(u8, u8)> {
+        let members = self.members;
+        let pairs = (0..members).flat_map(|from| (0..members).map(move |to| (from, to)));
+        pairs
+            .filter(|(from, to)| from != to)
+            .filter(|(from, to)| self.topology == Topology::Mesh || *from == 0 || *to == 0)
+            .collect()
     }
 }
 
@@ -162,6 +311,10 @@ impl Plan {
 pub enum Asked {
     /// To run a load.
     Run(Box<Plan>),
+    /// To compare two reports.
+    Compare(CompareArguments),
+    /// To merge reports.
+    Merge(MergeArguments),
     /// To print this.
     Print(String),
 }
@@ -190,38 +343,63 @@ pub fn read(arguments: Vec<String>, cores: usize) -> Result<Asked, Failure> {
             ));
         }
     };
-    plan(parsed, &arguments, cores).map(|plan| Asked::Run(Box::new(plan)))
+    match parsed.command {
+        Some(Command::Compare(files)) => Ok(Asked::Compare(files)),
+        Some(Command::Merge(files)) => Ok(Asked::Merge(files)),
+        None => plan(parsed, &arguments, cores).map(|plan| Asked::Run(Box::new(plan))),
+    }
 }
 
 fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Failure> {
-    check_protocol(&given.protocol)?;
-    let target = given.target.as_deref().map(resolve).transpose()?;
+    let traffic = given.profile.map(Profile::traffic);
+    let members = given.members.or(traffic.map(|t| t.members)).unwrap_or(2);
+    let topology = topology(&given, members)?;
+    let sizes = sizes(&given)?;
+    let target = given.target.as_deref();
+    let target = target.map(|at| resolve("--target", at)).transpose()?;
+    let registrar = given.noray_registrar.as_deref();
+    let registrar = registrar
+        .map(|at| resolve("--noray-registrar", at))
+        .transpose()?;
     in_range("--sessions", given.sessions as f64, 1.0, 1e6)?;
-    in_range("--members", f64::from(given.members), 2.0, 255.0)?;
-    let members_total = u64::from(given.sessions) * u64::from(given.members);
+    let members_max = given.protocol.members_max();
+    in_range("--members", f64::from(members), 2.0, f64::from(members_max))?;
+    let members_total = u64::from(given.sessions) * u64::from(members);
     if members_total > MEMBERS_TOTAL_MAX {
         return Err(Failure::configuration(
             format!("{members_total} members are too many for one generator"),
             "lower --sessions or --members",
         ));
     }
-    in_range(
-        "--size",
-        given.size as f64,
-        payload::SIZE_MIN as f64,
-        DATAGRAM_MAX as f64,
-    )?;
-    in_range("--duration", given.duration, 0.1, 86_400.0)?;
+    let duration = given
+        .duration
+        .unwrap_or(if given.find_max { 2.0 } else { 5.0 });
+    in_range("--duration", duration, 0.1, 86_400.0)?;
     in_range("--warm-up", given.warm_up, 0.0, 3_600.0)?;
     in_range("--churn", given.churn, 0.0, 1e6)?;
-    if let Some(rate) = given.rate {
-        in_range("--rate", rate as f64, 1.0, 1e8)?;
+    in_range("--flood", given.flood as f64, 0.0, 1e7)?;
+    for (option, rate) in [
+        ("--rate", given.rate),
+        ("--ramp-from", given.ramp_from),
+        ("--hz", given.hz.map(u64::from)),
+    ] {
+        if let Some(rate) = rate {
+            in_range(option, rate as f64, 1.0, 1e8)?;
+        }
     }
+    if let Some(rate) = given.setup_rate {
+        in_range("--setup-rate", rate, 0.1, 1e6)?;
+    }
+    check_combinations(&given)?;
     if let Some(threads) = given.threads {
         in_range("--threads", threads as f64, 1.0, 128.0)?;
     }
-    let expectations = given
-        .expect
+    let bounds = MAX_BOUNDS.map(str::to_owned);
+    let expected = match given.expect.as_slice() {
+        [] if given.find_max => &bounds[..],
+        expected => expected,
+    };
+    let expectations = expected
         .iter()
         .map(|text| {
             Expectation::parse(text)
@@ -230,21 +408,40 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
         .collect::<Result<_, _>>()?;
     let lag_limit = parse_duration(&given.lag_limit)
         .map_err(|wrong| Failure::configuration("--lag-limit", wrong))?;
+    let mut credential = given.user.as_deref().map(credential).transpose()?;
+    if given.protocol == Protocol::Turn && target.is_none() {
+        // The server that is hosted knows this one.
+        credential.get_or_insert_with(|| Credential {
+            username: "loadgen".to_owned(),
+            password: "of-this-process".to_owned(),
+        });
+    }
     let threads = given.threads.unwrap_or((cores / 2).max(1));
     let mut plan = Plan {
         target,
+        registrar,
+        protocol: given.protocol,
+        turn_mode: given.turn_mode,
+        turn_framing: given.turn_framing,
+        topology,
+        sources: given.source,
         sessions: given.sessions,
-        members: given.members,
+        members,
         rate: 0,
-        size: given.size,
-        duration: Duration::from_secs_f64(given.duration),
+        arrivals: given.arrivals,
+        ramp_from: given.ramp_from,
+        sizes,
+        setup_rate: given.setup_rate,
+        storm: given.storm,
+        flood: given.flood,
+        duration: Duration::from_secs_f64(duration),
         warm_up: Duration::from_secs_f64(given.warm_up),
         churn: given.churn,
         threads: threads.min(given.sessions as usize),
         io: given.io,
-        credential: given.user.as_deref().map(credential).transpose()?,
-        json: given.json,
-        hgrm: given.hgrm,
+        credential,
+        files: given.files,
+        find_max: given.find_max,
         expectations,
         lag_limit,
         seed: match given.seed {
@@ -253,29 +450,85 @@ fn plan(given: Arguments, arguments: &[String], cores: usize) -> Result<Plan, Fa
         },
         command_line: without_secrets(arguments),
     };
-    let by_default = (FLOW_RATE * plan.flows()).min(RATE_MAX_BY_DEFAULT);
-    plan.rate = given.rate.unwrap_or(by_default);
+    let hertz = given.hz.or(traffic.map(|traffic| traffic.hertz));
+    plan.rate = match (plan.storm, given.rate, hertz) {
+        (Some(_), ..) => 0,
+        (None, Some(rate), _) => rate,
+        (None, None, Some(hertz)) => plan.flows() * u64::from(hertz),
+        (None, None, None) => (FLOW_RATE * plan.flows()).min(RATE_MAX_BY_DEFAULT),
+    };
+    if plan.storm.is_some() && plan.flood == 0 {
+        (plan.warm_up, plan.duration) = (Duration::ZERO, Duration::ZERO);
+    }
     Ok(plan)
 }
 
-fn check_protocol(protocol: &str) -> Result<(), Failure> {
-    match protocol {
-        "native" => Ok(()),
-        "turn" | "noray" | "rabid" | "simple" | "godot-p2p" => Err(Failure::configuration(
-            format!("--protocol {protocol} is not spoken by this version"),
-            "use --protocol native",
+/// The bytes of payloads; those of a profile are cut to what the protocol carries.
+fn sizes(given: &Arguments) -> Result<Sizes, Failure> {
+    let most = given.protocol.payload_max();
+    for (option, size) in [("--size", given.size), ("--host-size", given.host_size)] {
+        if let Some(size) = size {
+            in_range(option, size as f64, payload::SIZE_MIN as f64, most as f64)?;
+        }
+    }
+    let traffic = given.profile.map(Profile::traffic);
+    let others = given.size.or(traffic.map(|traffic| traffic.size));
+    let others = others.unwrap_or(SIZE_BY_DEFAULT);
+    let host = given.host_size.or(given.size);
+    let host = host.or(traffic.map(|traffic| traffic.host_size));
+    Ok(Sizes {
+        host: host.unwrap_or(others).min(most),
+        others: others.min(most),
+    })
+}
+
+fn check_combinations(given: &Arguments) -> Result<(), Failure> {
+    let files = &given.files;
+    let files_of_one_run = [&files.html, &files.csv, &files.hgrm];
+    if given.find_max
+        && (given.storm.is_some()
+            || given.ramp_from.is_some()
+            || files_of_one_run.iter().any(|file| file.is_some()))
+    {
+        return Err(Failure::configuration(
+            "--find-max looks for a constant rate and writes only --json",
+            "leave out --storm, --ramp-from, --html, --csv and --hgrm",
+        ));
+    }
+    if given.storm.is_some() && (given.rate.is_some() || given.hz.is_some()) {
+        return Err(Failure::configuration(
+            "--storm sends no data",
+            "leave out --rate and --hz, or --storm",
+        ));
+    }
+    if given.storm == Some(Storm::Punch) && given.protocol == Protocol::Turn {
+        return Err(Failure::configuration(
+            "--storm punch: TURN introduces nobody",
+            "use --storm join or another --protocol",
+        ));
+    }
+    Ok(())
+}
+
+fn topology(given: &Arguments, members: u8) -> Result<Topology, Failure> {
+    let plain_peers = given.protocol == Protocol::Turn && given.turn_mode == TurnMode::Peer;
+    let is_star = plain_peers || !given.protocol.is_mesh();
+    let of_profile = given.profile.map(|profile| profile.traffic().topology);
+    match given.topology.or(of_profile) {
+        Some(Topology::Mesh) if is_star && members > 2 => Err(Failure::configuration(
+            "--topology mesh: here only the host knows the others",
+            "use --topology star, or --turn-mode pairs for TURN",
         )),
-        other => Err(Failure::configuration(
-            format!("there is no protocol `{other}`"),
-            "use --protocol native",
-        )),
+        None if is_star => Ok(Topology::Star),
+        None => Ok(Topology::Mesh),
+        Some(topology) => Ok(topology),
     }
 }
 
-fn resolve(target: &str) -> Result<SocketAddr, Failure> {
+fn resolve(option: &str, target: &str) -> Result<SocketAddr, Failure> {
     let found = target.to_socket_addrs().map_err(|error| {
         Failure::configuration(
-            format!("--target {target}: {error}"),
+            format!("{option} {target}: {error}"),
             "write HOST:PORT, as in 127.0.0.1:3478",
         )
     })?;
@@ -287,7 +540,7 @@ fn resolve(target: &str) -> Result<SocketAddr, Failure> {
         })
         .ok_or_else(|| {
             Failure::configuration(
-                format!("--target {target} is no server's address"),
+                format!("{option} {target} is no server's address"),
                 "write the address and port that the server prints as `listening udp`",
             )
         })
@@ -301,7 +554,7 @@ fn credential(user: &str) -> Result<Credential, Failure> {
         .ok_or_else(|| {
             Failure::configuration(
                 "--user is not NAME:PASSWORD",
-                "NAME is `expiry:user` as the game's backend made it",
+                "NAME is TURN's user, or `expiry:user` as the game's backend made it",
             )
         })?;
     Ok(Credential {
@@ -355,7 +608,7 @@ mod tests {
         all.extend(arguments.iter().map(|&text| text.to_owned()));
         match read(all, 2)? {
             Asked::Run(plan) => Ok(*plan),
-            Asked::Print(text) => panic!("{text}"),
+            _ => panic!("no run"),
         }
     }
 
@@ -378,17 +631,82 @@ mod tests {
     }
 
     #[test]
+    fn every_option_and_profile_is_documented() {
+        use clap::CommandFactory as _;
+        let page = include_str!("../../docs/loadgen.md");
+        let command = Arguments::command();
+        let subcommands = command
+            .get_subcommands()
+            .flat_map(clap::Command::get_arguments);
+        for argument in command.get_arguments().chain(subcommands) {
+            if let Some(long) = argument.get_long() {
+                assert!(page.contains(&format!("`--{long}")), "--{long}");
+            }
+        }
+        for value in Profile::value_variants() {
+            let value = value.to_possible_value().unwrap();
+            assert!(page.contains(value.get_name()), "{}", value.get_name());
+        }
+    }
+
+    #[test]
+    fn profiles_are_games_and_their_parts_can_be_changed() {
+        let plan = asked(&["--profile", "arena-128hz", "--sessions", "10"]).unwrap();
+        assert_eq!((plan.members, plan.topology), (10, Topology::Star));
+        assert_eq!(plan.rate, 10 * 18 * 128);
+        assert_eq!((plan.sizes.host, plan.sizes.others), (1196, 80));
+        let parts = ["--members", "3", "--host-size", "100", "--hz", "10"];
+        let plan = asked(&[&["--profile", "arena-128hz"][..], &parts].concat()).unwrap();
+        assert_eq!((plan.members, plan.rate), (3, 1000 * 4 * 10));
+        assert_eq!((plan.sizes.host, plan.sizes.others), (100, 80));
+        let turn = ["--profile", "arena-128hz", "--protocol", "turn"];
+        assert_eq!(asked(&turn).unwrap().sizes.host, 1200);
+        assert_eq!(asked(&["--size", "90"]).unwrap().sizes.host, 90);
+    }
+
+    #[test]
+    fn a_storm_sends_no_data() {
+        let plan = asked(&["--storm", "join"]).unwrap();
+        assert_eq!((plan.rate, plan.duration), (0, Duration::ZERO));
+        assert!(asked(&["--storm", "join", "--rate", "5"]).is_err());
+        assert!(asked(&["--storm", "punch", "--protocol", "turn"]).is_err());
+    }
+
+    #[test]
+    fn directions_follow_the_topology() {
+        let directions = |arguments: &[&str]| asked(arguments).unwrap().directions();
+        let star = ["--members", "3", "--topology", "star"];
+        assert_eq!(directions(&star), [(0, 1), (0, 2), (1, 0), (2, 0)]);
+        assert_eq!(directions(&star[..2]).len(), 6);
+        let peers = [&star[..2], &["--protocol", "turn", "--turn-mode", "peer"]].concat();
+        assert_eq!(directions(&peers).len(), 4);
+    }
+
+    #[test]
     fn bad_values_end_in_one_line_that_names_the_remedy() {
         for (arguments, hint) in [
             (&["--sessions", "0"][..], "from 1 to"),
             (&["--members", "1"], "from 2 to 255"),
-            (&["--size", "20"], "from 44 to 1196"),
-            (&["--size", "5000"], "from 44 to 1196"),
+            (&["--size", "20"], "from 40 to 1196"),
+            (&["--size", "5000"], "from 40 to 1196"),
             (&["--duration", "NaN"], "from 0.1"),
             (&["--rate", "0"], "from 1 to"),
             (&["--threads", "0"], "from 1 to"),
-            (&["--protocol", "turn"], "not spoken by this version"),
-            (&["--protocol", "quic"], "no protocol"),
+            (&["--protocol", "quic"], "see --help"),
+            (&["--protocol", "turn", "--size", "1201"], "from 40 to 1200"),
+            (
+                &[
+                    "--protocol",
+                    "turn",
+                    "--turn-mode",
+                    "peer",
+                    "--members",
+                    "3",
+                    "--topology",
+                    "mesh",
+                ],
+                "only the host knows",
+            ),
             (&["--target", "127.0.0.1"], "HOST:PORT"),
             (&["--target", "0.0.0.0:3478"], "listening udp"),
             (&["--user", "alice"], "expiry:user"),
@@ -396,6 +714,9 @@ mod tests {
             (&["--lag-limit", "1"], "ns, us, ms or s"),
             (&["--io", "magic"], "--help"),
             (&["--nonsense"], "--help"),
+            (&["--find-max", "--html", "a"], "only --json"),
+            (&["compare", "one"], "--help"),
+            (&["merge"], "--help"),
         ] {
             let failure = asked(arguments).err().expect("refused");
             let line = failure.to_string();

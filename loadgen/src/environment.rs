@@ -3,15 +3,15 @@
 use std::fs;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The host and this program.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Environment {
     /// Version of this program.
-    pub version: &'static str,
+    pub version: String,
     /// `release`, or `debug` with figures that are worse than need be.
-    pub build: &'static str,
+    pub build: String,
     /// System, kernel release and machine.
     pub kernel: String,
     /// The CPU's model name.
@@ -30,12 +30,13 @@ impl Environment {
         let uname = rustix::system::uname();
         let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
         Self {
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             build: if cfg!(debug_assertions) {
                 "debug"
             } else {
                 "release"
-            },
+            }
+            .to_owned(),
             kernel: [uname.sysname(), uname.release(), uname.machine()]
                 .map(text)
                 .join(" "),

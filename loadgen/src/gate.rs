@@ -28,8 +28,6 @@ pub struct Gate {
     stopped: AtomicBool,
     /// Sessions set up.
     pub opened: AtomicU64,
-    /// Datagrams sent.
-    pub sent: AtomicU64,
 }
 
 impl Gate {

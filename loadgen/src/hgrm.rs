@@ -40,7 +40,7 @@ pub fn render(times: &Histogram<u64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tally::Times;
+    use crate::times::Times;
 
     #[test]
     fn the_last_line_counts_everything() {

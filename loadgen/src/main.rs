@@ -5,25 +5,35 @@ mod clock;
 mod environment;
 mod expect;
 mod failure;
+mod find_max;
+mod flood;
 mod gate;
 mod hgrm;
+mod live;
 mod payload;
+mod place;
+mod profile;
 mod progress;
+mod protocol;
 mod report;
 mod run;
 mod schedule;
 mod self_host;
 mod sequence;
-mod session;
+mod series;
 mod sockets;
 mod tally;
+mod times;
 mod worker;
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::cli::Asked;
+use crate::cli::{Asked, Files};
 use crate::failure::Failure;
+use crate::report::compare::compare;
+use crate::report::merge::merge;
+use crate::report::{Report, csv};
 
 fn main() -> ExitCode {
     match try_main() {
@@ -43,20 +53,49 @@ fn try_main() -> Result<u8, Failure> {
             return Ok(0);
         }
         Asked::Run(plan) => *plan,
+        Asked::Compare(asked) => {
+            let [before, after] = [&asked.before, &asked.after].map(|path| Report::read(path));
+            let comparison = compare(&before?, &after?, asked.tolerance);
+            print!("{}", comparison.text);
+            return Ok(comparison.exit_code());
+        }
+        Asked::Merge(asked) => {
+            let reports = asked.reports.iter().map(|path| Report::read(path));
+            let report = merge(reports.collect::<Result<_, _>>()?)?;
+            return finish(&report, &asked.files);
+        }
     };
-    let (json, hgrm) = (plan.json.clone(), plan.hgrm.clone());
-    let report = run::run(plan)?;
-    print!("{}", report.text());
-    if let Some(path) = json {
-        let text = report
-            .json()
-            .map_err(|error| Failure::internal(error, "please report this"))?;
-        write(&path, &text, "--json")?;
+    if plan.find_max {
+        let found = find_max::find(&plan)?;
+        print!("{}", found.text());
+        if let Some(path) = &plan.files.json {
+            write(path, &json(found.json())?, "--json")?;
+        }
+        return Ok(found.exit_code);
     }
-    if let Some(path) = hgrm {
-        write(&path, &report.hgrm(), "--hgrm")?;
+    finish(&run::run(&plan)?, &plan.files)
+}
+
+/// Prints a report, and writes it where it is wanted.
+fn finish(report: &Report, files: &Files) -> Result<u8, Failure> {
+    print!("{}", report.text());
+    if let Some(path) = &files.json {
+        write(path, &json(report.json())?, "--json")?;
+    }
+    if let Some(path) = &files.html {
+        write(path, &report.html(), "--html")?;
+    }
+    if let Some(path) = &files.csv {
+        write(path, &csv::render(report), "--csv")?;
+    }
+    if let Some(path) = &files.hgrm {
+        write(path, &report.hgrm(), "--hgrm")?;
     }
     Ok(report.exit_code())
+}
+
+fn json(text: Result<String, serde_json::Error>) -> Result<String, Failure> {
+    text.map_err(|error| Failure::internal(error, "please report this"))
 }
 
 fn write(path: &Path, text: &str, option: &str) -> Result<(), Failure> {

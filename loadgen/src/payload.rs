@@ -7,11 +7,10 @@
 //! | 4..8 | the session's place in the generator |
 //! | 8..12 | how many sessions that place has seen before |
 //! | 12, 13 | the sender's and the receiver's number in the session |
-//! | 14..16 | zero |
-//! | 16..24 | number within the flow |
-//! | 24..32 | when it was to be sent, nanoseconds |
-//! | 32..40 | when it was sent |
-//! | 40..n-4 | fill |
+//! | 14..20 | number within the flow |
+//! | 20..28 | when it was to be sent, nanoseconds |
+//! | 28..36 | when it was sent |
+//! | 36..n-4 | fill |
 //! | n-4..n | CRC-32 of all before |
 //!
 //! Numbers are big-endian. It knows nothing of channels and seats.
@@ -22,8 +21,9 @@ use rand::{Rng as _, SeedableRng as _};
 /// Least bytes of a payload.
 pub const SIZE_MIN: usize = FILL + CHECKSUM_LEN;
 
-const FILL: usize = 40;
+const FILL: usize = 36;
 const CHECKSUM_LEN: usize = 4;
+const SEQUENCE_MASK: u64 = (1 << 48) - 1;
 
 /// Names a flow: one direction between two members of one session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,27 +67,28 @@ pub struct PayloadWriter {
 }
 
 impl PayloadWriter {
-    /// Payloads of `size` bytes (at least [`SIZE_MIN`]) of the run `run`, filled from `seed`.
-    pub fn new(run: u32, size: usize, seed: u64) -> Self {
-        let mut bytes = vec![0; size.max(SIZE_MIN)];
+    /// Payloads of up to `size_max` bytes (at least [`SIZE_MIN`]) of the run `run`, filled from `seed`.
+    pub fn new(run: u32, size_max: usize, seed: u64) -> Self {
+        let mut bytes = vec![0; size_max.max(SIZE_MIN)];
         StdRng::seed_from_u64(seed).fill_bytes(&mut bytes[FILL..]);
         bytes[..4].copy_from_slice(&run.to_be_bytes());
         Self { bytes }
     }
 
-    /// The payload for `stamp`.
-    pub fn write(&mut self, stamp: &Stamp) -> &[u8] {
-        let bytes = &mut self.bytes;
+    /// The payload of `size` bytes for `stamp`.
+    pub fn write(&mut self, stamp: &Stamp, size: usize) -> &[u8] {
+        let bytes = &mut self.bytes[..size];
         bytes[4..8].copy_from_slice(&stamp.flow.place.to_be_bytes());
         bytes[8..12].copy_from_slice(&stamp.flow.incarnation.to_be_bytes());
         bytes[12] = stamp.flow.from;
         bytes[13] = stamp.flow.to;
-        bytes[16..24].copy_from_slice(&stamp.sequence.to_be_bytes());
-        bytes[24..32].copy_from_slice(&stamp.intended_ns.to_be_bytes());
-        bytes[32..40].copy_from_slice(&stamp.sent_ns.to_be_bytes());
-        let end = bytes.len() - CHECKSUM_LEN;
-        let checksum = crc32fast::hash(&bytes[..end]);
-        bytes[end..].copy_from_slice(&checksum.to_be_bytes());
+        // 48 bits last a flow of a hundred million a second for a month.
+        bytes[14..20].copy_from_slice(&stamp.sequence.to_be_bytes()[2..]);
+        bytes[20..28].copy_from_slice(&stamp.intended_ns.to_be_bytes());
+        bytes[28..FILL].copy_from_slice(&stamp.sent_ns.to_be_bytes());
+        let (content, checksum) = bytes.split_at_mut(size - CHECKSUM_LEN);
+        // A shorter payload's checksum was written over the fill of a longer one: that is as good a fill.
+        checksum.copy_from_slice(&crc32fast::hash(content).to_be_bytes());
         bytes
     }
 }
@@ -122,9 +123,9 @@ impl Expected {
                 from: content[12],
                 to: content[13],
             },
-            sequence: u64_at(16),
-            intended_ns: u64_at(24),
-            sent_ns: u64_at(32),
+            sequence: u64_at(12) & SEQUENCE_MASK,
+            intended_ns: u64_at(20),
+            sent_ns: u64_at(28),
         };
         if u32_at(0) != self.run || self.flow != Some(stamp.flow) {
             Err(Fault::Misdelivered)
@@ -166,9 +167,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        for size in [SIZE_MIN, 200, 1196] {
+        for size in [SIZE_MIN, 200, 1200] {
             let mut writer = PayloadWriter::new(5, size, 1);
-            let bytes = writer.write(&stamp());
+            let bytes = writer.write(&stamp(), size);
             assert_eq!(bytes.len(), size);
             let expected = Expected { size, ..expected() };
             assert_eq!(expected.read(bytes), Ok(stamp()));
@@ -176,8 +177,18 @@ mod tests {
     }
 
     #[test]
+    fn payloads_of_different_sizes_take_turns() {
+        let mut writer = PayloadWriter::new(5, 300, 1);
+        for size in [300, SIZE_MIN, 299, 300, 100] {
+            let bytes = writer.write(&stamp(), size);
+            let expected = Expected { size, ..expected() };
+            assert_eq!(expected.read(bytes), Ok(stamp()));
+        }
+    }
+
+    #[test]
     fn every_flipped_bit_is_corruption() {
-        let mut bytes = PayloadWriter::new(5, 200, 1).write(&stamp()).to_vec();
+        let mut bytes = PayloadWriter::new(5, 200, 1).write(&stamp(), 200).to_vec();
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(expected().read(&bytes), Err(Fault::Corrupted), "bit {bit}");
@@ -187,14 +198,14 @@ mod tests {
 
     #[test]
     fn every_other_length_is_corruption() {
-        let bytes = PayloadWriter::new(5, 200, 1).write(&stamp()).to_vec();
+        let bytes = PayloadWriter::new(5, 200, 1).write(&stamp(), 200).to_vec();
         for len in 0..bytes.len() {
             assert_eq!(expected().read(&bytes[..len]), Err(Fault::Corrupted));
         }
         let mut longer = bytes.clone();
         longer.push(0);
         assert_eq!(expected().read(&longer), Err(Fault::Corrupted));
-        let whole_but_longer = PayloadWriter::new(5, 201, 1).write(&stamp()).to_vec();
+        let whole_but_longer = PayloadWriter::new(5, 201, 1).write(&stamp(), 201).to_vec();
         assert_eq!(expected().read(&whole_but_longer), Err(Fault::Corrupted));
     }
 
@@ -211,10 +222,10 @@ mod tests {
         ];
         let mut writer = PayloadWriter::new(5, 200, 1);
         for flow in others {
-            let bytes = writer.write(&Stamp { flow, ..stamp() });
+            let bytes = writer.write(&Stamp { flow, ..stamp() }, 200);
             assert_eq!(expected().read(bytes), Err(Fault::Misdelivered), "{flow:?}");
         }
-        let bytes = writer.write(&stamp());
+        let bytes = writer.write(&stamp(), 200);
         let nobody = Expected {
             flow: None,
             ..expected()

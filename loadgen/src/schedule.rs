@@ -1,13 +1,31 @@
-//! When to send: an open-loop schedule of equally spaced ticks, each with the same number of slots. A slot's time follows
-//! from its number alone, so what was late never moves what comes after. It reads no clock and sends nothing.
+//! When to send: an open-loop schedule. At a constant rate it has equally spaced ticks, each with the same number of slots; the
+//! other shapes have one slot after the other. Slots never move because one was late. It reads no clock and sends nothing.
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 /// Ticks are at least this far apart: more of them would measure how fast the generator wakes up.
 const TICKS_PER_SEC_MAX: u64 = 10_000;
 
-/// Slots at a constant rate from one moment to another.
-#[derive(Clone, Debug)]
+/// Slots from one moment to another.
+#[derive(Debug)]
 pub struct Schedule {
     next: Slot,
+    pace: Pace,
+    end_ns: u64,
+    give_up_ns: u64,
+}
+
+/// How slots follow each other.
+#[derive(Debug)]
+enum Pace {
+    Even(Even),
+    Uneven(Box<Uneven>),
+}
+
+/// A constant rate, without an error that adds up.
+#[derive(Debug)]
+struct Even {
     /// Slots of one tick, and those of the present tick that are left.
     burst: u64,
     left: u64,
@@ -17,8 +35,37 @@ pub struct Schedule {
     per: u64,
     /// What the whole nanoseconds leave over, in units of `1 / per`.
     rest: u64,
-    end_ns: u64,
-    give_up_ns: u64,
+}
+
+/// A rate that grows or falls linearly, random arrivals, or both. The expected number of slots until a moment is a function of
+/// it; slots stand where that reaches the next whole number, or where a Poisson process of rate 1 has an arrival.
+#[derive(Debug)]
+struct Uneven {
+    start_ns: u64,
+    /// Expected slots per nanosecond at the start, and what that grows by in each.
+    from: f64,
+    slope: f64,
+    /// Expected slots until the next one.
+    expected: f64,
+    /// For random arrivals.
+    rng: Option<StdRng>,
+}
+
+/// What a load looks like over time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// Whether arrivals are a Poisson process, from which seed.
+    pub poisson: Option<u64>,
+    /// The rate at the start, if it is not that of the end.
+    pub ramp_from: Option<Rate>,
+}
+
+impl Shape {
+    /// Evenly spaced at one rate.
+    pub const EVEN: Self = Self {
+        poisson: None,
+        ramp_from: None,
+    };
 }
 
 /// A time to send.
@@ -48,30 +95,38 @@ pub struct Rate {
     pub seconds: u64,
 }
 
+impl Rate {
+    fn per_ns(self) -> f64 {
+        self.slots as f64 / (self.seconds.max(1) as f64 * 1e9)
+    }
+}
+
 impl Schedule {
     /// Slots of `rate` from `start_ns` (the first) to `end_ns` (exclusive). A slot later than `give_up_ns` is missed.
     pub fn new(rate: Rate, start_ns: u64, end_ns: u64, give_up_ns: u64) -> Self {
-        let burst = (rate.slots / rate.seconds.max(1))
-            .div_ceil(TICKS_PER_SEC_MAX)
-            .max(1);
-        let spacing = u128::from(rate.seconds) * 1_000_000_000 * u128::from(burst);
-        let per = rate.slots.max(1);
-        let step_ns = u64::try_from(spacing / u128::from(per)).unwrap_or(u64::MAX);
-        let step_rest = u64::try_from(spacing % u128::from(per)).unwrap_or(0);
-        Self {
+        Self::shaped(Shape::EVEN, rate, start_ns, end_ns, give_up_ns)
+    }
+
+    /// As [`Schedule::new`], but `shape` says how slots follow each other; `rate` is that of the end.
+    pub fn shaped(shape: Shape, rate: Rate, start_ns: u64, end_ns: u64, give_up_ns: u64) -> Self {
+        let first_ns = if rate.slots == 0 { u64::MAX } else { start_ns };
+        let mut schedule = Self {
             next: Slot {
                 number: 0,
-                intended_ns: if rate.slots == 0 { u64::MAX } else { start_ns },
+                intended_ns: first_ns,
             },
-            burst,
-            left: burst,
-            step_ns,
-            step_rest,
-            per,
-            rest: 0,
+            pace: Pace::Even(Even::new(rate)),
             end_ns,
             give_up_ns,
+        };
+        if shape != Shape::EVEN && rate.slots > 0 {
+            let mut uneven = Uneven::new(shape, rate, start_ns, end_ns);
+            if uneven.rng.is_some() {
+                schedule.next.intended_ns = uneven.step();
+            }
+            schedule.pace = Pace::Uneven(Box::new(uneven));
         }
+        schedule
     }
 
     /// The time of the next slot; `None` when there is no more.
@@ -87,26 +142,79 @@ impl Schedule {
             return None;
         }
         self.next.number += 1;
-        self.left -= 1;
-        if self.left == 0 {
-            self.next_tick();
-        }
+        self.next.intended_ns = match &mut self.pace {
+            Pace::Even(even) => slot.intended_ns.saturating_add(even.step()),
+            Pace::Uneven(uneven) => uneven.step(),
+        };
         if now_ns - slot.intended_ns > self.give_up_ns {
             Some(Due::Missed(slot))
         } else {
             Some(Due::Send(slot))
         }
     }
+}
 
-    fn next_tick(&mut self) {
-        self.left = self.burst;
-        let mut step_ns = self.step_ns;
-        self.rest += self.step_rest;
-        if self.rest >= self.per {
-            self.rest -= self.per;
-            step_ns += 1;
+impl Even {
+    fn new(rate: Rate) -> Self {
+        let burst = (rate.slots / rate.seconds.max(1))
+            .div_ceil(TICKS_PER_SEC_MAX)
+            .max(1);
+        let spacing = u128::from(rate.seconds) * 1_000_000_000 * u128::from(burst);
+        let per = rate.slots.max(1);
+        Self {
+            burst,
+            left: burst,
+            step_ns: u64::try_from(spacing / u128::from(per)).unwrap_or(u64::MAX),
+            step_rest: u64::try_from(spacing % u128::from(per)).unwrap_or(0),
+            per,
+            rest: 0,
         }
-        self.next.intended_ns = self.next.intended_ns.saturating_add(step_ns);
+    }
+
+    /// From a slot to the next one, nanoseconds.
+    fn step(&mut self) -> u64 {
+        self.left -= 1;
+        if self.left > 0 {
+            return 0;
+        }
+        self.left = self.burst;
+        self.rest += self.step_rest;
+        if self.rest < self.per {
+            return self.step_ns;
+        }
+        self.rest -= self.per;
+        self.step_ns + 1
+    }
+}
+
+impl Uneven {
+    fn new(shape: Shape, rate: Rate, start_ns: u64, end_ns: u64) -> Self {
+        let from = shape.ramp_from.unwrap_or(rate).per_ns();
+        let long = end_ns.saturating_sub(start_ns).max(1) as f64;
+        Self {
+            start_ns,
+            from,
+            slope: (rate.per_ns() - from) / long,
+            expected: 0.0,
+            rng: shape.poisson.map(StdRng::seed_from_u64),
+        }
+    }
+
+    /// The time of the next slot.
+    fn step(&mut self) -> u64 {
+        self.expected += match &mut self.rng {
+            // The distance of a Poisson process' arrivals is exponential; 1 - [0, 1) is never 0.
+            Some(rng) => -(1.0 - rng.random::<f64>()).ln(),
+            None => 1.0,
+        };
+        // from * t + slope * t^2 / 2 = expected, in the form that does not divide by a slope near 0.
+        let under_root = self.from * self.from + 2.0 * self.slope * self.expected;
+        let t = 2.0 * self.expected / (self.from + under_root.sqrt());
+        if t.is_finite() {
+            self.start_ns.saturating_add(t as u64)
+        } else {
+            u64::MAX
+        }
     }
 }
 
@@ -120,6 +228,60 @@ mod tests {
         Rate { slots, seconds }
     }
 
+    fn burst_of(schedule: &Schedule) -> u64 {
+        match &schedule.pace {
+            Pace::Even(even) => even.burst,
+            Pace::Uneven(_) => 1,
+        }
+    }
+
+    fn times(shape: Shape, slots: u64, end_ns: u64) -> Vec<u64> {
+        let mut schedule = Schedule::shaped(shape, rate(slots, 1), 0, end_ns, u64::MAX);
+        let mut times = Vec::new();
+        while let Some(Due::Send(slot)) = schedule.take(u64::MAX) {
+            times.push(slot.intended_ns);
+        }
+        times
+    }
+
+    #[test]
+    fn a_ramp_has_as_many_slots_as_its_mean_rate_and_more_towards_its_end() {
+        for (from, to) in [(0, 2000), (2000, 1), (500, 1500), (1000, 1000)] {
+            let shape = Shape {
+                ramp_from: Some(rate(from, 1)),
+                ..Shape::EVEN
+            };
+            let times = times(shape, to, 10 * SECOND);
+            let expected = (from + to) * 5;
+            let count = times.len() as u64;
+            assert!(count.abs_diff(expected) <= 10, "{from} to {to}: {count}");
+            assert!(times.is_sorted());
+            let first_half = times.iter().filter(|at| **at < 5 * SECOND).count() as u64;
+            // Half of the time at a mean of three parts of the first rate and one of the last.
+            let in_first_half = (3 * from + to) * 5 / 4;
+            assert!(first_half.abs_diff(in_first_half) <= 10, "{first_half}");
+        }
+    }
+
+    #[test]
+    fn random_arrivals_have_the_rate_and_the_spread_of_a_poisson_process() {
+        let shape = Shape {
+            poisson: Some(7),
+            ramp_from: None,
+        };
+        let times = times(shape, 1000, 100 * SECOND);
+        // The standard deviation of the number is its root, 316.
+        assert!(times.len().abs_diff(100_000) < 5 * 316, "{}", times.len());
+        let mut in_second = vec![0f64; 100];
+        times
+            .iter()
+            .for_each(|at| in_second[(at / SECOND) as usize] += 1.0);
+        let mean = in_second.iter().sum::<f64>() / 100.0;
+        let variance = in_second.iter().map(|n| (n - mean).powi(2)).sum::<f64>() / 100.0;
+        assert!((0.5..2.0).contains(&(variance / mean)), "{variance} {mean}");
+        assert!(times.is_sorted());
+    }
+
     #[test]
     fn slots_do_not_drift_at_rates_that_do_not_divide_a_second() {
         for (slots, seconds) in [(3, 1), (7, 3), (40_000, 1), (999_983, 7), (1, 1)] {
@@ -127,20 +289,21 @@ mod tests {
             let mut schedule = Schedule::new(rate(slots, seconds), 5, end, u64::MAX);
             let mut count = 0;
             while let Some(Due::Send(slot)) = schedule.take(u64::MAX) {
-                let first_of_tick = slot.number / schedule.burst * schedule.burst;
+                let burst = burst_of(&schedule);
+                let first_of_tick = slot.number / burst * burst;
                 let exact = u128::from(first_of_tick) * u128::from(seconds * SECOND)
                     / u128::from(slots)
                     + 5;
                 assert_eq!(u128::from(slot.intended_ns), exact, "{slots}/{seconds}");
                 count += 1;
             }
-            assert_eq!(count, (100 * slots).next_multiple_of(schedule.burst));
+            assert_eq!(count, (100 * slots).next_multiple_of(burst_of(&schedule)));
         }
     }
 
     #[test]
     fn many_slots_share_ticks_and_few_do_not() {
-        let burst = |slots, seconds| Schedule::new(rate(slots, seconds), 0, SECOND, 0).burst;
+        let burst = |slots, seconds| burst_of(&Schedule::new(rate(slots, seconds), 0, SECOND, 0));
         assert_eq!(
             [
                 burst(1, 1),

@@ -2,39 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
-/// The longest time that is told from longer ones, nanoseconds: a minute.
-const LONGEST_NS: u64 = 60_000_000_000;
+use crate::series::Series;
+use crate::times::Times;
+
 /// Different reasons of failed sessions that are kept apart.
 const REASONS_MAX: usize = 16;
-
-/// Times, nanoseconds, in an HDR histogram of three significant digits.
-#[derive(Clone, Debug)]
-pub struct Times(Histogram<u64>);
-
-impl Default for Times {
-    fn default() -> Self {
-        let bounds = Histogram::new_with_bounds(1, LONGEST_NS, 3);
-        Self(bounds.expect("these bounds are legal"))
-    }
-}
-
-impl Times {
-    /// Adds one.
-    pub fn record(&mut self, ns: u64) {
-        self.0.saturating_record(ns);
-    }
-
-    /// All of them.
-    pub const fn histogram(&self) -> &Histogram<u64> {
-        &self.0
-    }
-
-    fn merge(&mut self, other: &Self) {
-        self.0.add(&other.0).expect("equal bounds");
-    }
-}
 
 /// Counters and times. Only datagrams that were to be sent within the measured time count as sent, received or missed and
 /// enter the histograms; faults count from the first datagram on.
@@ -84,8 +58,27 @@ pub struct Tally {
     pub waited_ns: u64,
     /// Datagrams that the kernel did not take.
     pub kernel_refused: u64,
+    /// From the start of the thread until all its sessions were tried, nanoseconds; the longest of all threads.
+    pub filling_ns: u64,
+    /// First requests of strangers.
+    pub flood: FloodTally,
+    /// The measured time, interval by interval.
+    pub series: Series,
     /// What the server relays of one member, packets and bytes per second; 0 if it did not say.
     pub limits: (u32, u32),
+}
+
+/// What became of the first requests of strangers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct FloodTally {
+    /// Requests.
+    pub sent: u64,
+    /// Their bytes.
+    pub bytes_sent: u64,
+    /// Answers.
+    pub answered: u64,
+    /// Their bytes.
+    pub bytes_answered: u64,
 }
 
 impl Tally {
@@ -132,6 +125,12 @@ impl Tally {
         self.cpu_ns += other.cpu_ns;
         self.waited_ns += other.waited_ns;
         self.kernel_refused += other.kernel_refused;
+        self.series.merge(&other.series);
+        self.filling_ns = self.filling_ns.max(other.filling_ns);
+        self.flood.sent += other.flood.sent;
+        self.flood.bytes_sent += other.flood.bytes_sent;
+        self.flood.answered += other.flood.answered;
+        self.flood.bytes_answered += other.flood.bytes_answered;
         if other.limits != (0, 0) {
             self.limits = other.limits;
         }
@@ -167,14 +166,5 @@ mod tests {
         }
         assert_eq!(tally.reasons.len(), REASONS_MAX + 1);
         assert_eq!(tally.reasons["other reasons"], 1000 - REASONS_MAX as u64);
-    }
-
-    #[test]
-    fn a_time_beyond_the_longest_counts_as_the_longest() {
-        let mut times = Times::default();
-        times.record(u64::MAX);
-        times.record(0);
-        assert_eq!(times.histogram().len(), 2);
-        assert!(times.histogram().max() >= LONGEST_NS);
     }
 }

@@ -1,5 +1,5 @@
 //! One generator thread: many members' sockets in one packet backend, their sessions, and the load on a schedule. A turn:
-//! receive, let agents act, let sessions come and go, send what is due. Per datagram it allocates nothing, takes no lock
+//! receive, let members act, let sessions come and go, send what is due. Per datagram it allocates nothing, takes no lock
 //! and reads no clock.
 
 use std::cmp::Reverse;
@@ -13,28 +13,31 @@ use crossbeam::channel::Sender;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
-use waypost_proto::agent::{Agent, Config, Credential, PathPolicy, Probing};
 use waypost_proto::time::Millis;
 use waypost_server::packet_io::{PacketIo, Received, SocketId};
 
 use crate::clock::{Clock, Now};
 use crate::failure::Failure;
+use crate::flood::Flood;
 use crate::gate::{Gate, Period};
+use crate::live::{Live, TELL_MS};
 use crate::payload::{Expected, Fault, PayloadWriter, Stamp};
-use crate::schedule::{Due, Rate, Schedule};
+use crate::place::{Member, Place, Stage};
+use crate::protocol::{Heard, Kit, Outbox};
+use crate::schedule::{Due, Rate, Schedule, Shape};
 use crate::sequence::Arrival;
-use crate::session::{Attention, Member, Place, Stage};
-use crate::sockets;
+use crate::series::Series;
+use crate::sockets::{self, Sources};
 use crate::tally::Tally;
 
-/// Sessions of one thread that are set up or closed at the same time.
-const IN_TRANSITION: usize = 64;
+/// After so many failures without a success, nothing more is tried.
+const FAILURES_MAX: u64 = 64;
 /// Datagrams sent before arrivals are looked after again, so that neither waits long for the other.
 const SENDS_PER_TURN: usize = 64;
 /// Longest sleep.
 const TURN_NS: u64 = 5_000_000;
-/// Every agent is looked after at least this often, because data change what it waits for. Milliseconds.
-const AGENT_MS: u64 = 1_000;
+/// Every member is looked after at least this often, because data change what it waits for. Milliseconds.
+const MEMBER_MS: u64 = 1_000;
 /// How long the last datagrams may take, nanoseconds.
 const SETTLING_NS: u64 = 1_000_000_000;
 /// How long closing all sessions may take, nanoseconds.
@@ -53,14 +56,24 @@ pub struct Share {
     pub members: u8,
     /// Datagrams of this thread.
     pub rate: Rate,
-    /// Bytes of each.
-    pub size: usize,
+    /// How they are spread over time.
+    pub shape: Shape,
+    /// Bytes of each that the host sends, and of each that another member sends.
+    pub sizes: Sizes,
+    /// Sessions of this thread asked for in a second, whatever becomes of them; `None`: so many at a time.
+    pub setup: Option<Rate>,
+    /// Sessions that may be set up or closed at the same time.
+    pub window: usize,
+    /// First requests of strangers.
+    pub flood: Rate,
     /// Sessions that this thread replaces: as many per second.
     pub churn: f64,
-    /// The server.
-    pub server: std::net::SocketAddr,
-    /// For servers that ask for one.
-    pub credential: Option<Credential>,
+    /// What sessions are made from.
+    pub kit: Kit,
+    /// Who sends to whom in each session.
+    pub directions: Arc<[(u8, u8)]>,
+    /// What the members' sockets are bound to.
+    pub sources: Sources,
     /// Tells runs apart.
     pub run: u32,
     /// Where choices come from.
@@ -73,6 +86,22 @@ pub struct Share {
     pub lag_limit: Duration,
 }
 
+/// Bytes of payloads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    /// Of the host's.
+    pub host: usize,
+    /// Of everybody else's.
+    pub others: usize,
+}
+
+impl Sizes {
+    /// Those of member `from`.
+    pub const fn of(self, from: usize) -> usize {
+        if from == 0 { self.host } else { self.others }
+    }
+}
+
 /// What a thread reports.
 pub enum Message {
     /// It has tried to set up its sessions.
@@ -80,6 +109,8 @@ pub enum Message {
         /// So many are.
         opened: u64,
     },
+    /// What it has done lately.
+    Live(Box<Live>),
     /// It has ended.
     Done(Box<Tally>),
     /// It cannot go on.
@@ -115,12 +146,12 @@ pub struct Worker<P> {
     clock: Clock,
     gate: Arc<Gate>,
     share: Share,
-    config: Config,
+    outbox: Outbox,
     rng: StdRng,
     places: Vec<Place>,
     /// Place and member of each socket.
     by_socket: AHashMap<SocketId, (u32, u8)>,
-    /// When to look after whose agent.
+    /// When to look after whom.
     timers: BinaryHeap<Reverse<(Millis, u32, u8)>>,
     /// Places that want a session.
     to_open: VecDeque<u32>,
@@ -131,6 +162,8 @@ pub struct Worker<P> {
     /// All directions, in the order in which they take their turns.
     directions: Vec<Direction>,
     schedule: Option<Schedule>,
+    setup: Option<Schedule>,
+    flood: Flood,
     churn: Option<Schedule>,
     period: Option<Period>,
     phase: Phase,
@@ -140,29 +173,20 @@ pub struct Worker<P> {
     cpu_at_start: Duration,
     waited_at_start: Duration,
     refused_at_start: u64,
-    published_sent: u64,
     published_opened: u64,
+    live: Live,
+    tell_at: Millis,
 }
 
 impl<P: PacketIo> Worker<P> {
     /// A thread's worker over `io`.
     pub fn new(io: P, share: Share, clock: Clock, gate: Arc<Gate>) -> Self {
-        let config = Config {
-            policy: PathPolicy::RelayOnly,
-            probing: Probing::Off,
-            credential: share.credential.clone(),
-            ..Config::new(share.server.into(), "loadgen")
-        };
         let mut rng = StdRng::seed_from_u64(share.seed ^ (share.thread as u64) << 48);
         let count = u32::try_from(share.places.len()).expect("at most a million sessions");
         let mut directions: Vec<Direction> = (0..count)
             .flat_map(|place| {
-                let members = share.members;
-                (0..members).flat_map(move |from| {
-                    (0..members)
-                        .filter(move |to| *to != from)
-                        .map(move |to| Direction { place, from, to })
-                })
+                let each = share.directions.iter();
+                each.map(move |&(from, to)| Direction { place, from, to })
             })
             .collect();
         directions.shuffle(&mut rng);
@@ -171,27 +195,34 @@ impl<P: PacketIo> Worker<P> {
             io,
             clock,
             gate,
-            config,
+            outbox: Outbox::default(),
             rng,
             places: share.places.clone().map(Place::new).collect(),
             by_socket: AHashMap::with_capacity(members * 2),
             timers: BinaryHeap::with_capacity(members * 2),
             to_open: (0..count).collect(),
             to_close: VecDeque::new(),
-            in_transition: Vec::with_capacity(IN_TRANSITION),
+            in_transition: Vec::new(),
             directions,
             schedule: None,
+            setup: None,
+            flood: Flood::default(),
             churn: None,
             period: None,
             phase: Phase::Filling,
-            payload: PayloadWriter::new(share.run, share.size, share.seed),
+            payload: PayloadWriter::new(
+                share.run,
+                share.sizes.host.max(share.sizes.others),
+                share.seed,
+            ),
             frame: Vec::with_capacity(2048),
             tally: Tally::default(),
             cpu_at_start: Duration::ZERO,
             waited_at_start: Duration::ZERO,
             refused_at_start: 0,
-            published_sent: 0,
             published_opened: 0,
+            live: Live::default(),
+            tell_at: Millis(0),
             share,
         }
     }
@@ -203,6 +234,11 @@ impl<P: PacketIo> Worker<P> {
     pub fn run(mut self, messages: &Sender<Message>) -> Result<Tally, Failure> {
         let mut now = self.clock.now();
         let mut looked_ms = Millis(0);
+        let began_ns = now.ns;
+        self.setup = self
+            .share
+            .setup
+            .map(|rate| Schedule::new(rate, now.ns, u64::MAX, u64::MAX));
         while !self.gate.is_stopped() {
             let timeout = Duration::from_nanos(self.wake_ns(now).saturating_sub(now.ns));
             self.io.turn(Some(timeout)).map_err(|error| {
@@ -216,9 +252,10 @@ impl<P: PacketIo> Worker<P> {
                 self.receive(now, received);
             }
             self.run_timers(now);
+            self.open_due(now)?;
             if now.millis() != looked_ms {
                 looked_ms = now.millis();
-                self.advance_phase(now, messages);
+                self.advance_phase(now, began_ns, messages)?;
                 self.advance_sessions(now)?;
                 if self.phase_is_over(now) {
                     break;
@@ -226,7 +263,8 @@ impl<P: PacketIo> Worker<P> {
             }
             now = self.clock.now();
             self.send_due(now);
-            self.publish();
+            self.flood.send_due(now, &mut self.io, &mut self.tally);
+            self.publish(now, messages);
         }
         // What is staged leaves with one more turn.
         let _ = self.io.turn(Some(Duration::ZERO));
@@ -236,8 +274,12 @@ impl<P: PacketIo> Worker<P> {
     /// When there is something to do at the latest.
     fn wake_ns(&self, now: Now) -> u64 {
         let mut wake = now.ns + TURN_NS;
-        if let Some(slot) = self.schedule.as_ref().and_then(Schedule::next_ns) {
-            wake = wake.min(slot);
+        let flood = self.flood.next_ns();
+        let setup = self.setup.as_ref().and_then(Schedule::next_ns);
+        let setup = setup.filter(|_| !self.to_open.is_empty());
+        let slot = self.schedule.as_ref().and_then(Schedule::next_ns);
+        for at in [flood, setup, slot].into_iter().flatten() {
+            wake = wake.min(at);
         }
         if let Some(Reverse((at, ..))) = self.timers.peek() {
             wake = wake.min(at.0 * 1_000_000);
@@ -247,30 +289,32 @@ impl<P: PacketIo> Worker<P> {
 
     fn receive(&mut self, now: Now, received: Received) {
         let Some(&(p, m)) = self.by_socket.get(&received.socket) else {
+            self.flood.receive(&received, &mut self.tally);
             return;
         };
         let (index, to) = (p as usize, usize::from(m));
         let bytes = self.io.payload(&received.buf);
-        let is_data = bytes.first().is_some_and(|first| first >> 6 == 1);
         let place = &mut self.places[index];
-        let member = &mut place.members[to];
-        let delivery = member
-            .agent
-            .handle_datagram(now.millis(), received.from.into(), bytes);
-        let Some(delivery) = delivery else {
-            self.tally.refused += u64::from(is_data);
-            if !is_data {
-                self.pump(now, index, to);
-            }
+        let Some(session) = &mut place.session else {
             return;
         };
-        let from = place.member_in(delivery.from).filter(|from| *from != to);
+        let (from, range) = match session.receive(to, now, received.from, bytes, &mut self.outbox) {
+            Heard::Data { from, range } => (Some(from).filter(|from| *from != to), range),
+            Heard::Refused => {
+                self.tally.refused += 1;
+                return;
+            }
+            Heard::Control => {
+                self.carry_out(now, index, to);
+                return;
+            }
+        };
         let expected = Expected {
             run: self.share.run,
-            size: self.share.size,
+            size: from.map_or(0, |from| self.share.sizes.of(from)),
             flow: from.map(|from| place.flow_id(from, to)),
         };
-        let (stamp, flow) = match (expected.read(&bytes[delivery.range]), from) {
+        let (stamp, flow) = match (expected.read(&bytes[range]), from) {
             (Ok(stamp), Some(from)) => (stamp, place.flow_index(from, to)),
             (Err(Fault::Corrupted), _) => {
                 self.tally.corrupted += 1;
@@ -289,48 +333,56 @@ impl<P: PacketIo> Worker<P> {
                 return;
             }
         }
-        if self
-            .period
-            .is_some_and(|period| period.measures(stamp.intended_ns))
-        {
+        self.live.received += 1;
+        let latency_ns = now.ns.saturating_sub(stamp.intended_ns);
+        self.live.latency.record(latency_ns);
+        let period = self.period;
+        if let Some(period) = period.filter(|period| period.measures(stamp.intended_ns)) {
             self.tally.received += 1;
-            let ns = now.ns.saturating_sub(stamp.intended_ns);
-            self.tally.latency.record(ns);
+            self.tally.latency.record(latency_ns);
             let ns = now.ns.saturating_sub(stamp.sent_ns);
             self.tally.uncorrected.record(ns);
-        }
-    }
-
-    /// Sends what the agent of a member wants sent, hears what it has to tell, and sees to it that it is looked after.
-    fn pump(&mut self, now: Now, p: usize, m: usize) {
-        if self.pump_one(now, p, m) == Attention::All {
-            for m in 0..self.places[p].members.len() {
-                self.pump_one(now, p, m);
+            let after_ns = stamp.intended_ns - period.measured_ns;
+            if let Some(interval) = self.tally.series.at(after_ns) {
+                interval.received += 1;
+                interval.latency.record(latency_ns);
             }
         }
     }
 
-    fn pump_one(&mut self, now: Now, p: usize, m: usize) -> Attention {
+    /// Does what a session wants done after a call for member `m`.
+    fn carry_out(&mut self, now: Now, p: usize, m: usize) {
         let place = &mut self.places[p];
-        let member = &mut place.members[m];
-        while let Some(transmit) = member.agent.poll_transmit() {
-            let to = transmit.to.to_socket_addr();
-            self.io.send(member.socket, to, &transmit.bytes);
+        for (from, to, bytes) in self.outbox.transmits() {
+            self.io.send(place.members[from].socket, to, bytes);
         }
-        let attention = place.on_events(m, now, &mut self.tally);
-        let member = &mut place.members[m];
+        place.on_steps(now, &mut self.outbox, &mut self.tally);
+        if self.outbox.touches_all {
+            for m in 0..place.members.len() {
+                self.arm(now, p, m);
+            }
+        } else {
+            self.arm(now, p, m);
+        }
+        self.outbox.clear();
+    }
+
+    /// Sees to it that a member is looked after.
+    fn arm(&mut self, now: Now, p: usize, m: usize) {
+        let place = &mut self.places[p];
+        let Some(session) = &place.session else {
+            return;
+        };
         let soonest = now.millis() + 1;
-        let latest = now.millis() + AGENT_MS;
-        let at = member
-            .agent
-            .poll_timeout()
-            .map_or(latest, |at| at.clamp(soonest, latest));
+        let latest = now.millis() + MEMBER_MS;
+        let at = session.next_time(m);
+        let at = at.map_or(latest, |at| at.clamp(soonest, latest));
+        let member = &mut place.members[m];
         if member.armed.is_none_or(|armed| at < armed) {
             member.armed = Some(at);
             // Both fit: they index `places` and its members.
             self.timers.push(Reverse((at, p as u32, m as u8)));
         }
-        attention
     }
 
     fn run_timers(&mut self, now: Now) {
@@ -339,28 +391,40 @@ impl<P: PacketIo> Worker<P> {
                 break;
             }
             self.timers.pop();
-            let member = self.places[p as usize].members.get_mut(usize::from(m));
-            // An entry may be older than the agent, or overtaken by another one.
-            if let Some(member) = member.filter(|member| member.armed == Some(at)) {
+            let place = &mut self.places[p as usize];
+            let (Some(member), Some(session)) =
+                (place.members.get_mut(usize::from(m)), &mut place.session)
+            else {
+                continue;
+            };
+            // An entry may be older than the session, or overtaken by another one.
+            if member.armed == Some(at) {
                 member.armed = None;
-                member.agent.handle_timeout(now.millis());
-                self.pump(now, p as usize, usize::from(m));
+                session.on_time(usize::from(m), now, &mut self.outbox);
+                self.carry_out(now, p as usize, usize::from(m));
             }
         }
     }
 
-    fn advance_phase(&mut self, now: Now, messages: &Sender<Message>) {
+    fn advance_phase(
+        &mut self,
+        now: Now,
+        began_ns: u64,
+        messages: &Sender<Message>,
+    ) -> Result<(), Failure> {
         let at_rest = self.to_open.is_empty() && self.in_transition.is_empty();
         match self.phase {
             Phase::Filling if at_rest => {
                 self.phase = Phase::Waiting;
+                self.setup = None;
+                self.tally.filling_ns = now.ns - began_ns;
                 // Nobody listens any more only when the run ends early.
                 let opened = self.tally.opened;
                 let _ = messages.send(Message::Ready { opened });
             }
             Phase::Waiting => {
                 if let Some(start_ns) = self.gate.start_ns() {
-                    self.begin_load(start_ns);
+                    self.begin_load(start_ns)?;
                 }
             }
             Phase::Running => {
@@ -383,6 +447,7 @@ impl<P: PacketIo> Worker<P> {
             }
             _ => {}
         }
+        Ok(())
     }
 
     fn phase_is_over(&self, now: Now) -> bool {
@@ -392,7 +457,7 @@ impl<P: PacketIo> Worker<P> {
         now.ns >= until || (self.to_close.is_empty() && self.in_transition.is_empty())
     }
 
-    fn begin_load(&mut self, start_ns: u64) {
+    fn begin_load(&mut self, start_ns: u64) -> Result<(), Failure> {
         let measured_ns = start_ns + nanos(self.share.warm_up);
         let end_ns = measured_ns + nanos(self.share.duration);
         self.period = Some(Period {
@@ -400,9 +465,16 @@ impl<P: PacketIo> Worker<P> {
             measured_ns,
             end_ns,
         });
+        self.tally.series = Series::new(self.share.duration);
         let give_up_ns = GIVE_UP_NS.max(nanos(self.share.lag_limit));
-        let schedule = Schedule::new(self.share.rate, start_ns, end_ns, give_up_ns);
+        let (shape, rate) = (self.share.shape, self.share.rate);
+        let schedule = Schedule::shaped(shape, rate, start_ns, end_ns, give_up_ns);
         self.schedule = Some(schedule);
+        if self.share.flood.slots > 0 {
+            let schedule = Schedule::new(self.share.flood, start_ns, end_ns, give_up_ns);
+            let share = &self.share;
+            self.flood = Flood::new(share, schedule, &mut self.io, &mut self.rng)?;
+        }
         let churn = Rate {
             slots: (self.share.churn * 1000.0) as u64,
             seconds: 1000,
@@ -412,6 +484,7 @@ impl<P: PacketIo> Worker<P> {
         self.waited_at_start = waited_time();
         self.refused_at_start = self.kernel_refused();
         self.phase = Phase::Running;
+        Ok(())
     }
 
     /// Chooses sessions to be replaced, when it is time to.
@@ -438,25 +511,25 @@ impl<P: PacketIo> Worker<P> {
         while let Some(&p) = self.in_transition.get(at) {
             let place = &mut self.places[p as usize];
             place.check_deadline(now, &mut self.tally);
-            let closed = place.is_closed();
             match place.stage {
-                Stage::Opening(_) => at += 1,
-                Stage::Closing(_) if !closed => at += 1,
+                Stage::Opening(_) | Stage::Closing(_) => at += 1,
                 stage => {
+                    place.is_moving = false;
                     self.in_transition.swap_remove(at);
                     self.settle(p, stage);
                 }
             }
         }
-        while self.in_transition.len() < IN_TRANSITION {
+        while self.in_transition.len() < self.share.window {
             let Some(&p) = self.to_close.front() else {
                 break;
             };
             match self.places[p as usize].stage {
                 Stage::Draining(until) if now.ns < until => break,
                 Stage::Draining(_) | Stage::Open => {
-                    self.places[p as usize].close(now, &mut self.tally);
-                    self.pump(now, p as usize, 0);
+                    self.places[p as usize].close(now, &mut self.outbox);
+                    self.carry_out(now, p as usize, 0);
+                    self.places[p as usize].is_moving = true;
                     self.in_transition.push(p);
                 }
                 // It has failed meanwhile; its sockets go home with those of all others.
@@ -465,14 +538,36 @@ impl<P: PacketIo> Worker<P> {
             self.to_close.pop_front();
         }
         self.give_up_filling();
-        while self.in_transition.len() < IN_TRANSITION && self.to_close.len() < IN_TRANSITION {
+        while self.setup.is_none()
+            && self.in_transition.len() < self.share.window
+            && self.to_close.len() < self.share.window
+        {
             let Some(p) = self.to_open.pop_front() else {
                 break;
             };
             let stage = self.places[p as usize].stage;
-            if matches!(stage, Stage::Vacant | Stage::Failed) && !self.in_transition.contains(&p) {
-                self.open(now, p as usize)?;
+            if matches!(stage, Stage::Vacant | Stage::Failed) && !self.places[p as usize].is_moving
+            {
+                self.open(now.ns, now, p as usize)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Asks for sessions on the schedule of set-ups, whatever has become of earlier ones.
+    fn open_due(&mut self, now: Now) -> Result<(), Failure> {
+        for _ in 0..SENDS_PER_TURN {
+            let due = match &mut self.setup {
+                Some(setup) if !self.to_open.is_empty() => setup.take(now.ns),
+                _ => return Ok(()),
+            };
+            let (Some(Due::Send(slot) | Due::Missed(slot)), Some(p)) =
+                (due, self.to_open.front().copied())
+            else {
+                return Ok(());
+            };
+            self.to_open.pop_front();
+            self.open(slot.intended_ns, now, p as usize)?;
         }
         Ok(())
     }
@@ -481,7 +576,7 @@ impl<P: PacketIo> Worker<P> {
     fn give_up_filling(&mut self) {
         if self.phase == Phase::Filling
             && self.tally.opened == 0
-            && self.tally.failed >= IN_TRANSITION as u64
+            && self.tally.failed >= FAILURES_MAX
         {
             for _ in self.to_open.drain(..) {
                 self.tally
@@ -494,10 +589,10 @@ impl<P: PacketIo> Worker<P> {
     fn settle(&mut self, p: u32, stage: Stage) {
         match stage {
             Stage::Open if matches!(self.phase, Phase::Emptying(_)) => self.to_close.push_back(p),
-            Stage::Open | Stage::Opening(_) | Stage::Draining(_) => {}
-            Stage::Closing(_) | Stage::Vacant | Stage::Failed => {
+            Stage::Open | Stage::Opening(_) | Stage::Draining(_) | Stage::Closing(_) => {}
+            Stage::Closed | Stage::Vacant | Stage::Failed => {
                 self.vacate(p as usize);
-                if matches!(stage, Stage::Closing(_)) && self.phase == Phase::Running {
+                if stage == Stage::Closed && self.phase == Phase::Running {
                     self.tally.replaced += 1;
                     self.to_open.push_back(p);
                 }
@@ -505,24 +600,30 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    fn open(&mut self, now: Now, p: usize) -> Result<(), Failure> {
+    fn open(&mut self, asked_ns: u64, now: Now, p: usize) -> Result<(), Failure> {
         self.vacate(p);
         let count = self.share.members;
         let mut members = Vec::with_capacity(usize::from(count));
         for m in 0..count {
             let n = self.places[p].number * u32::from(count) + u32::from(m);
-            let socket = sockets::bind(self.share.server, n)?;
+            let (socket, address) = self.share.sources.bind(n)?;
             let socket = self
                 .io
                 .add_socket(socket)
                 .map_err(|error| sockets::refused(&error))?;
-            let agent = Agent::new(now.millis(), self.config.clone(), self.rng.random());
-            members.push(Member::new(agent, socket));
+            members.push(Member {
+                socket,
+                address,
+                armed: None,
+            });
             self.by_socket.insert(socket, (p as u32, m));
         }
-        self.places[p].open(now, members, &mut self.tally);
+        let addresses: Vec<_> = members.iter().map(|member| member.address).collect();
+        let session = self.share.kit.session(&addresses, now, &mut self.rng);
+        self.places[p].open(asked_ns, now, members, session, &mut self.outbox);
+        self.places[p].is_moving = true;
         self.in_transition.push(p as u32);
-        self.pump(now, p, 0);
+        self.carry_out(now, p, 0);
         Ok(())
     }
 
@@ -544,7 +645,13 @@ impl<P: PacketIo> Worker<P> {
             let slot = match due {
                 Due::Send(slot) => slot,
                 Due::Missed(slot) => {
-                    self.tally.missed += u64::from(period.measures(slot.intended_ns));
+                    if period.measures(slot.intended_ns) {
+                        self.tally.missed += 1;
+                        let after_ns = slot.intended_ns - period.measured_ns;
+                        if let Some(interval) = self.tally.series.at(after_ns) {
+                            interval.missed += 1;
+                        }
+                    }
                     continue;
                 }
             };
@@ -558,29 +665,33 @@ impl<P: PacketIo> Worker<P> {
                 continue;
             }
             let index = place.flow_index(from, to);
-            let data = self.payload.write(&Stamp {
+            let stamp = Stamp {
                 flow: place.flow_id(from, to),
                 sequence: place.flows[index].next_sequence,
                 intended_ns: slot.intended_ns,
                 sent_ns: now.ns,
-            });
-            let seat = place.seat(to);
-            let member = &mut place.members[from];
-            let framed = member
-                .agent
-                .frame(now.millis(), seat, data, &mut self.frame);
-            // A member that has just gone is told by an event; until then its slots are idle.
-            let Ok(address) = framed else {
+            };
+            let data = self.payload.write(&stamp, self.share.sizes.of(from));
+            let session = place.session.as_mut();
+            let framed = session.and_then(|s| s.frame(now, from, to, data, &mut self.frame));
+            let Some(address) = framed else {
                 self.tally.idle += measured;
                 continue;
             };
             self.io
-                .send(member.socket, address.to_socket_addr(), &self.frame);
+                .send(place.members[from].socket, address, &self.frame);
             place.flows[index].next_sequence += 1;
-            self.published_sent += 1;
+            let lag_ns = now.ns - slot.intended_ns;
+            self.live.sent += 1;
+            self.live.lag.record(lag_ns);
             if measured == 1 {
                 self.tally.sent += 1;
-                self.tally.lag.record(now.ns - slot.intended_ns);
+                self.tally.lag.record(lag_ns);
+                let after_ns = slot.intended_ns - period.measured_ns;
+                if let Some(interval) = self.tally.series.at(after_ns) {
+                    interval.sent += 1;
+                    interval.lag.record(lag_ns);
+                }
             }
         }
     }
@@ -591,16 +702,22 @@ impl<P: PacketIo> Worker<P> {
     }
 
     /// Shows how far the run is.
-    fn publish(&mut self) {
+    fn publish(&mut self, now: Now, messages: &Sender<Message>) {
         let opened = self.tally.opened;
         if opened != self.published_opened {
             let more = opened - self.published_opened;
             self.gate.opened.fetch_add(more, Relaxed);
             self.published_opened = opened;
         }
-        if self.published_sent > 0 {
-            self.gate.sent.fetch_add(self.published_sent, Relaxed);
-            self.published_sent = 0;
+        if now.millis() >= self.tell_at {
+            let told = self.tell_at.0.saturating_sub(TELL_MS) * 1_000_000;
+            self.live.span_ns = now.ns.saturating_sub(told);
+            self.tell_at = now.millis() + TELL_MS;
+            if self.phase == Phase::Running {
+                // Nobody listens any more only when the run ends early.
+                let _ = messages.send(Message::Live(Box::new(self.live.clone())));
+            }
+            self.live.clear();
         }
     }
 }

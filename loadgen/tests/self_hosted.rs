@@ -179,6 +179,176 @@ fn sessions_of_four_come_and_go_on_two_threads() {
     );
 }
 
+fn turn_load(name: &str, arguments: &[&str]) -> Load {
+    let turn = ["--protocol", "turn", "--sessions", "10", "--rate", "1000"];
+    let short = ["--duration", "1", "--warm-up", "0", "--size", "40"];
+    let load = load(name, &[&turn[..], &short, arguments].concat());
+    load.assert_faultless();
+    assert_eq!(load.output.status.code(), Some(0), "{}", load.text());
+    assert_eq!(load.count("sessions", "set_up"), 10);
+    assert_eq!(load.json["load"]["protocol"], "turn");
+    load
+}
+
+#[test]
+fn turn_clients_send_to_each_other() {
+    for framing in ["channel", "indication"] {
+        let name = format!("turn-{framing}");
+        let load = turn_load(&name, &["--turn-framing", framing]);
+        let times = |kind: &str| load.json["sessions"][kind]["count"].as_u64();
+        assert_eq!((times("host_ns"), times("join_ns")), (Some(10), Some(10)));
+        let gauge = load.json["server"]["counters"]["waypost_allocations"].as_u64();
+        assert_eq!(gauge, Some(0), "all allocations were given back");
+    }
+}
+
+#[test]
+fn turn_clients_exchange_data_with_plain_peers() {
+    for framing in ["channel", "indication"] {
+        let peers = ["--turn-mode", "peer", "--members", "3"];
+        let name = format!("turn-peer-{framing}");
+        let load = turn_load(&name, &[&peers[..], &["--turn-framing", framing]].concat());
+        assert_eq!(load.json["sessions"]["host_ns"]["count"], 10);
+        assert_eq!(load.json["sessions"]["join_ns"]["count"], 0);
+    }
+}
+
+#[test]
+fn a_thousand_sessions_of_each_foreign_protocol_are_introduced_and_relayed() {
+    for protocol in ["rabid", "simple", "godot-p2p", "noray"] {
+        let load = load(
+            protocol,
+            &[
+                "--protocol",
+                protocol,
+                "--sessions",
+                "1000",
+                "--rate",
+                "2000",
+                "--duration",
+                "1",
+                "--warm-up",
+                "0",
+            ],
+        );
+        load.assert_faultless();
+        assert_eq!(load.output.status.code(), Some(0), "{}", load.text());
+        assert_eq!(load.count("sessions", "set_up"), 1000, "{}", load.text());
+        assert_eq!(load.json["load"]["protocol"], protocol);
+    }
+}
+
+#[test]
+fn foreign_sessions_of_four_come_and_go() {
+    for protocol in ["rabid", "simple", "godot-p2p", "noray"] {
+        let load = load(
+            &format!("churn-{protocol}"),
+            &[
+                "--protocol",
+                protocol,
+                "--sessions",
+                "10",
+                "--members",
+                "4",
+                "--churn",
+                "10",
+                "--rate",
+                "500",
+                "--duration",
+                "2",
+                "--warm-up",
+                "0",
+            ],
+        );
+        load.assert_faultless();
+        assert!(load.count("sessions", "replaced") > 0, "{}", load.text());
+    }
+}
+
+#[test]
+fn random_arrivals_a_ramp_and_unequal_sizes_lose_no_count() {
+    let load = load(
+        "shapes",
+        &[
+            "--sessions",
+            "5",
+            "--profile",
+            "shooter-60hz",
+            "--members",
+            "4",
+            "--arrivals",
+            "poisson",
+            "--ramp-from",
+            "100",
+            "--duration",
+            "1",
+            "--warm-up",
+            "0.2",
+        ],
+    );
+    load.assert_faultless();
+    assert_eq!(load.json["load"]["size_bytes"], 60);
+    assert_eq!(load.json["load"]["host_size_bytes"], 600);
+    assert_eq!(load.json["load"]["rate_per_sec"], 5 * 6 * 60);
+}
+
+#[test]
+fn storms_set_sessions_up_and_send_nothing() {
+    let protocols = ["native", "rabid", "simple", "godot-p2p", "noray"];
+    for (protocol, storm) in protocols
+        .map(|p| ["join", "punch"].map(|s| (p, s)))
+        .concat()
+    {
+        for rate in [&[][..], &["--setup-rate", "200"]] {
+            let name = format!("storm-{protocol}-{storm}-{}", rate.len());
+            let options = ["--storm", storm, "--sessions", "100", "--threads", "2"];
+            let spoken = ["--protocol", protocol];
+            let load = load(&name, &[&options[..], &spoken, rate].concat());
+            assert_eq!(load.output.status.code(), Some(0), "{}", load.text());
+            assert_eq!(load.count("sessions", "set_up"), 100, "{}", load.text());
+            assert_eq!(load.count("datagrams", "sent"), 0);
+            assert_eq!(load.json["sessions"]["meet_ns"]["count"], 100);
+        }
+    }
+}
+
+#[test]
+fn strangers_are_answered_with_no_more_than_they_send() {
+    for protocol in ["native", "turn", "noray"] {
+        let load = load(
+            &format!("flood-{protocol}"),
+            &[
+                "--protocol",
+                protocol,
+                "--sessions",
+                "3",
+                "--flood",
+                "2000",
+                "--duration",
+                "1",
+                "--warm-up",
+                "0",
+            ],
+        );
+        load.assert_faultless();
+        let flood = |name: &str| load.json["flood"][name].as_u64().unwrap();
+        assert!(
+            flood("sent") > 0 && flood("answered") > 0,
+            "{}",
+            load.text()
+        );
+        assert!(flood("answered") <= flood("sent"));
+        if protocol == "native" {
+            assert!(flood("bytes_answered") <= flood("bytes_sent"));
+        }
+        assert_eq!(
+            load.count("sessions", "set_up"),
+            3,
+            "nothing else came of it"
+        );
+    }
+}
+
 #[test]
 fn an_expectation_that_fails_is_exit_code_99() {
     let load = load(
@@ -225,7 +395,7 @@ fn a_generator_that_cannot_keep_its_schedule_is_exit_code_98() {
 #[test]
 fn bad_options_are_one_line_and_exit_code_78() {
     for arguments in [
-        &["--protocol", "turn"][..],
+        &["--protocol", "quic"][..],
         &["--sessions", "none"],
         &["--expect", "p99<5"],
         &["--nonsense"],
