@@ -183,6 +183,7 @@ impl RelayServer for Noray {
                 arrives_at: ends[1 - side],
                 arrives_from,
                 arriving: Arriving::Raw,
+                answered_by: None,
             }));
         }
         set_up.truncate(flows);

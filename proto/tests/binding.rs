@@ -260,7 +260,7 @@ fn on_a_stream_nothing_can_be_changed() {
             let source = ClientAddr(addr(from));
             server
                 .shard
-                .handle_stream_opened(SocketIndex(STREAM), source);
+                .handle_stream_opened(server.now, SocketIndex(STREAM), source);
             let plain = server.ask(STREAM, from, &request(&|_| ()));
             assert_eq!((plain.0.0, plain.1), (STREAM, addr(from)));
             assert_eq!(kinds(&plain.2), [attr::XOR_MAPPED_ADDRESS]);

@@ -389,7 +389,7 @@ impl Client {
     pub fn connect(&self, server: &mut Server) {
         server
             .shard
-            .handle_stream_opened(self.socket, ClientAddr(self.addr));
+            .handle_stream_opened(server.now, self.socket, ClientAddr(self.addr));
     }
 
     /// Its stream ends.
