@@ -460,7 +460,11 @@ fn a_guest_ends_with_its_stream() {
     assert_ne!(receiver(&mut pair.shards[0], relayed), addr(THERE));
     moved.connect(&mut pair.shards[1]);
     let source = ClientAddr(moved.addr);
-    assert!(!pair.shards[1].shard.serves(moved.socket, source));
+    assert!(
+        !pair.shards[1]
+            .shard
+            .serves(pair.shards[1].now, moved.socket, source)
+    );
     assert_eq!(pair.deliver(1, &moved, DATA), []);
     let request = moved.signed(method::REFRESH, &|_| ());
     let (at, refused) = pair.ask(1, &moved, &request);
@@ -493,7 +497,11 @@ fn a_guest_ends_with_its_stream() {
         "the next stream gets no answer"
     );
     let source = ClientAddr(last.addr);
-    assert!(!pair.shards[1].shard.serves(last.socket, source));
+    assert!(
+        !pair.shards[1]
+            .shard
+            .serves(pair.shards[1].now, last.socket, source)
+    );
     let request = last.signed(method::REFRESH, &|_| ());
     assert_eq!(pair.ask(1, &last, &request).1.code(), 437);
     assert_eq!(receiver(&mut pair.shards[0], relayed), addr(THERE));
@@ -503,7 +511,11 @@ fn a_guest_ends_with_its_stream() {
     pair.ask(1, &moved, &request).1.ok();
     pair.settle();
     assert_eq!(pair.shards[0].allocations(), 0);
-    assert!(!pair.shards[1].shard.serves(moved.socket, source));
+    assert!(
+        !pair.shards[1]
+            .shard
+            .serves(pair.shards[1].now, moved.socket, source)
+    );
 }
 
 // RFC 8656 section 14, for a client whose data takes the detour.
