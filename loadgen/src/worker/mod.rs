@@ -2,6 +2,10 @@
 //! receive, let members act, let sessions come and go, send what is due. Per datagram it allocates nothing, takes no lock
 //! and reads no clock.
 
+mod cpu;
+mod sessions;
+mod share;
+
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
@@ -10,24 +14,25 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 use crossbeam::channel::Sender;
+use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
-use rand::{RngExt as _, SeedableRng as _};
 use waypost_proto::time::Millis;
 use waypost_server::packet_io::{PacketIo, Received, SocketId};
 
+use self::cpu::{cpu_time, waited_time};
+pub use self::share::{Share, Sizes};
 use crate::clock::{Clock, Now};
 use crate::failure::Failure;
 use crate::flood::Flood;
 use crate::gate::{Gate, Period};
 use crate::live::{Live, TELL_MS};
 use crate::payload::{Expected, Fault, PayloadWriter, Stamp};
-use crate::place::{Member, Place, Stage};
-use crate::protocol::{Heard, Kit, Outbox};
-use crate::schedule::{Due, Rate, Schedule, Shape};
+use crate::place::{Place, Stage};
+use crate::protocol::{Heard, Outbox};
+use crate::schedule::{Due, Rate, Schedule};
 use crate::sequence::Arrival;
 use crate::series::Series;
-use crate::sockets::{self, Sources};
 use crate::tally::Tally;
 
 /// After so many failures without a success, nothing more is tried.
@@ -44,63 +49,6 @@ const SETTLING_NS: u64 = 1_000_000_000;
 const EMPTYING_NS: u64 = 10_000_000_000;
 /// A slot that is later than this (or than the limit of the lag, if that is longer) is given up, nanoseconds.
 const GIVE_UP_NS: u64 = 1_000_000_000;
-
-/// What one thread has to do.
-#[derive(Clone)]
-pub struct Share {
-    /// Number of the thread.
-    pub thread: usize,
-    /// Numbers of its sessions.
-    pub places: std::ops::Range<u32>,
-    /// Members of each.
-    pub members: u8,
-    /// Datagrams of this thread.
-    pub rate: Rate,
-    /// How they are spread over time.
-    pub shape: Shape,
-    /// Bytes of each that the host sends, and of each that another member sends.
-    pub sizes: Sizes,
-    /// Sessions of this thread asked for in a second, whatever becomes of them; `None`: so many at a time.
-    pub setup: Option<Rate>,
-    /// Sessions that may be set up or closed at the same time.
-    pub window: usize,
-    /// First requests of strangers.
-    pub flood: Rate,
-    /// Sessions that this thread replaces: as many per second.
-    pub churn: f64,
-    /// What sessions are made from.
-    pub kit: Kit,
-    /// Who sends to whom in each session.
-    pub directions: Arc<[(u8, u8)]>,
-    /// What the members' sockets are bound to.
-    pub sources: Sources,
-    /// Tells runs apart.
-    pub run: u32,
-    /// Where choices come from.
-    pub seed: u64,
-    /// Load before the measured time.
-    pub warm_up: Duration,
-    /// The measured time.
-    pub duration: Duration,
-    /// The verdict's limit of the lag.
-    pub lag_limit: Duration,
-}
-
-/// Bytes of payloads.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Sizes {
-    /// Of the host's.
-    pub host: usize,
-    /// Of everybody else's.
-    pub others: usize,
-}
-
-impl Sizes {
-    /// Those of member `from`.
-    pub const fn of(self, from: usize) -> usize {
-        if from == 0 { self.host } else { self.others }
-    }
-}
 
 /// What a thread reports.
 pub enum Message {
@@ -487,153 +435,6 @@ impl<P: PacketIo> Worker<P> {
         Ok(())
     }
 
-    /// Chooses sessions to be replaced, when it is time to.
-    fn begin_churn(&mut self, now: Now) {
-        let Some(churn) = &mut self.churn else {
-            return;
-        };
-        while churn.take(now.ns).is_some() {
-            let p = self.rng.random_range(0..self.places.len());
-            match self.places[p].stage {
-                Stage::Open => {
-                    self.places[p].drain(now);
-                    self.to_close.push_back(p as u32);
-                }
-                Stage::Failed => self.to_open.push_back(p as u32),
-                _ => {}
-            }
-        }
-    }
-
-    /// Sessions come and go, so many at a time.
-    fn advance_sessions(&mut self, now: Now) -> Result<(), Failure> {
-        let mut at = 0;
-        while let Some(&p) = self.in_transition.get(at) {
-            let place = &mut self.places[p as usize];
-            place.check_deadline(now, &mut self.tally);
-            match place.stage {
-                Stage::Opening(_) | Stage::Closing(_) => at += 1,
-                stage => {
-                    place.is_moving = false;
-                    self.in_transition.swap_remove(at);
-                    self.settle(p, stage);
-                }
-            }
-        }
-        while self.in_transition.len() < self.share.window {
-            let Some(&p) = self.to_close.front() else {
-                break;
-            };
-            match self.places[p as usize].stage {
-                Stage::Draining(until) if now.ns < until => break,
-                Stage::Draining(_) | Stage::Open => {
-                    self.places[p as usize].close(now, &mut self.outbox);
-                    self.carry_out(now, p as usize, 0);
-                    self.places[p as usize].is_moving = true;
-                    self.in_transition.push(p);
-                }
-                // It has failed meanwhile; its sockets go home with those of all others.
-                _ => {}
-            }
-            self.to_close.pop_front();
-        }
-        self.give_up_filling();
-        while self.setup.is_none()
-            && self.in_transition.len() < self.share.window
-            && self.to_close.len() < self.share.window
-        {
-            let Some(p) = self.to_open.pop_front() else {
-                break;
-            };
-            let stage = self.places[p as usize].stage;
-            if matches!(stage, Stage::Vacant | Stage::Failed) && !self.places[p as usize].is_moving
-            {
-                self.open(now.ns, now, p as usize)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Asks for sessions on the schedule of set-ups, whatever has become of earlier ones.
-    fn open_due(&mut self, now: Now) -> Result<(), Failure> {
-        for _ in 0..SENDS_PER_TURN {
-            let due = match &mut self.setup {
-                Some(setup) if !self.to_open.is_empty() => setup.take(now.ns),
-                _ => return Ok(()),
-            };
-            let (Some(Due::Send(slot) | Due::Missed(slot)), Some(p)) =
-                (due, self.to_open.front().copied())
-            else {
-                return Ok(());
-            };
-            self.to_open.pop_front();
-            self.open(slot.intended_ns, now, p as usize)?;
-        }
-        Ok(())
-    }
-
-    /// Where none of the first sessions can be set up, the others are not tried.
-    fn give_up_filling(&mut self) {
-        if self.phase == Phase::Filling
-            && self.tally.opened == 0
-            && self.tally.failed >= FAILURES_MAX
-        {
-            for _ in self.to_open.drain(..) {
-                self.tally
-                    .fail("not tried after all before it had failed".into());
-            }
-        }
-    }
-
-    /// A transition of place `p` has come to its end.
-    fn settle(&mut self, p: u32, stage: Stage) {
-        match stage {
-            Stage::Open if matches!(self.phase, Phase::Emptying(_)) => self.to_close.push_back(p),
-            Stage::Open | Stage::Opening(_) | Stage::Draining(_) | Stage::Closing(_) => {}
-            Stage::Closed | Stage::Vacant | Stage::Failed => {
-                self.vacate(p as usize);
-                if stage == Stage::Closed && self.phase == Phase::Running {
-                    self.tally.replaced += 1;
-                    self.to_open.push_back(p);
-                }
-            }
-        }
-    }
-
-    fn open(&mut self, asked_ns: u64, now: Now, p: usize) -> Result<(), Failure> {
-        self.vacate(p);
-        let count = self.share.members;
-        let mut members = Vec::with_capacity(usize::from(count));
-        for m in 0..count {
-            let n = self.places[p].number * u32::from(count) + u32::from(m);
-            let (socket, address) = self.share.sources.bind(n)?;
-            let socket = self
-                .io
-                .add_socket(socket)
-                .map_err(|error| sockets::refused(&error))?;
-            members.push(Member {
-                socket,
-                address,
-                armed: None,
-            });
-            self.by_socket.insert(socket, (p as u32, m));
-        }
-        let addresses: Vec<_> = members.iter().map(|member| member.address).collect();
-        let session = self.share.kit.session(&addresses, now, &mut self.rng);
-        self.places[p].open(asked_ns, now, members, session, &mut self.outbox);
-        self.places[p].is_moving = true;
-        self.in_transition.push(p as u32);
-        self.carry_out(now, p, 0);
-        Ok(())
-    }
-
-    fn vacate(&mut self, p: usize) {
-        for member in self.places[p].vacate() {
-            self.by_socket.remove(&member.socket);
-            self.io.remove_socket(member.socket);
-        }
-    }
-
     fn send_due(&mut self, now: Now) {
         let (Some(schedule), Some(period)) = (&mut self.schedule, self.period) else {
             return;
@@ -724,18 +525,4 @@ impl<P: PacketIo> Worker<P> {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
-}
-
-/// How long this thread could have run but had no core (sched-stats, Documentation/scheduler); zero where the kernel does
-/// not tell.
-fn waited_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let waited = text.split_whitespace().nth(1);
-    Duration::from_nanos(waited.and_then(|ns| ns.parse().ok()).unwrap_or(0))
 }
