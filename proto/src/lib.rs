@@ -10,6 +10,7 @@
 //! * [`turn`]: TURN (RFC 8656): allocations, permissions, channels, credentials, peer policy.
 //! * [`shard`]: one shard's whole state, driven by the server's event loop.
 //! * [`agent`]: the client's side of all that.
+//! * [`message`]: messages between the members of a session, on top of its datagrams.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ pub mod addr;
 pub mod agent;
 pub mod forwarding;
 pub mod lobby;
+pub mod message;
 pub mod nonce;
 pub mod shard;
 pub mod stats;
