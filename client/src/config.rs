@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use waypost_proto::agent::{self, Config, Credential, PathPolicy, Probing};
+use waypost_proto::message::Messaging;
 
 /// The standard port of a server's main socket, whose second vantage port is the next one.
 const STANDARD_PORT: u16 = 3478;
@@ -22,6 +23,9 @@ pub struct Player {
     pub credential: Option<Credential>,
     /// After so long without an answer of the server an operation fails.
     pub patience: Duration,
+    /// Whether there are messages beside datagrams, and how they are to work. All members of a session must agree on whether:
+    /// with messages every datagram begins with a byte that tells them apart.
+    pub messages: Option<Messaging>,
 }
 
 impl Player {
@@ -35,6 +39,7 @@ impl Player {
             probing: None,
             credential: None,
             patience: Duration::from_secs(15),
+            messages: None,
         }
     }
 

@@ -22,6 +22,9 @@
 //! other member: unreliable and unordered like UDP, through the relay at first and directly once that is proven,
 //! without a datagram lost or doubled by the change. Nothing is encrypted: what needs secrecy must bring its own.
 //!
+//! Beside datagrams there are messages, if [`Player::messages`] says so: reliable or not, ordered or not, of up to 64 KiB,
+//! delivered once, with word of what became of them; and checks that tell when a member is gone.
+//!
 //! Whoever wants to own socket and loop uses [`waypost_proto::agent`], which this library only drives.
 
 #![forbid(unsafe_code)]
@@ -31,6 +34,7 @@ mod driver;
 mod error;
 mod link;
 mod list;
+mod readiness;
 mod session;
 
 pub use config::{HostConfig, JoinConfig, Player};
@@ -41,6 +45,9 @@ pub use session::{Member, Session};
 pub use waypost_proto::agent::{
     Credential, Failure, ListFilter, ListedSession, Path, PathPolicy, Probing, Rejected,
     SessionEvent, describe,
+};
+pub use waypost_proto::message::{
+    MESSAGE_MAX, Message, MessageEvent, MessageId, Messaging, NotSent, Service,
 };
 pub use waypost_proto::wire::join_code::JoinCode;
 pub use waypost_proto::wire::native::{LeaveReason, NatMapping, SeatId};

@@ -455,7 +455,23 @@ impl Agent {
         data: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Addr, NoPath> {
-        if data.len() > DATAGRAM_MAX {
+        self.frame_after(now, to, &[], data, out)
+    }
+
+    /// As [`Agent::frame`], of data in two pieces: `prefix`, then `data`.
+    ///
+    /// # Errors
+    /// [`NoPath`].
+    pub fn frame_after(
+        &mut self,
+        now: Millis,
+        to: SeatId,
+        prefix: &[u8],
+        data: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Addr, NoPath> {
+        let len = prefix.len() + data.len();
+        if len > DATAGRAM_MAX {
             return Err(NoPath::TooLong);
         }
         let own = self.seat.as_ref().ok_or(NoPath::NoMember)?.handle.id;
@@ -479,7 +495,8 @@ impl Agent {
         };
         out.clear();
         let channel = ChannelNumber::of_seat(seat);
-        out.extend_from_slice(&channel_data::header(channel, data.len()));
+        out.extend_from_slice(&channel_data::header(channel, len));
+        out.extend_from_slice(prefix);
         out.extend_from_slice(data);
         Ok(address)
     }

@@ -90,6 +90,12 @@ impl Conversation {
         self.sender.send(now, id, data, service)
     }
 
+    pub(super) fn has_news(&self) -> bool {
+        self.receiver.has_ready()
+            || self.sender.has_fates()
+            || self.changes.iter().any(Option::is_some)
+    }
+
     pub(super) fn take_received(&mut self) -> Option<Received> {
         self.receiver.take()
     }

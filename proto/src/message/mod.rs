@@ -381,6 +381,13 @@ impl Messages {
         None
     }
 
+    /// Whether [`Messages::poll_event`] has anything to tell.
+    #[must_use]
+    pub fn has_event(&self) -> bool {
+        let mut peers = self.peers.iter().flatten();
+        !self.last_words.is_empty() || peers.any(|peer| peer.conversation.has_news())
+    }
+
     /// When [`Messages::handle_timeout`] wants to be called next.
     #[must_use]
     pub fn poll_timeout(&self, now: Millis) -> Option<Millis> {

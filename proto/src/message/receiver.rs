@@ -117,6 +117,10 @@ impl Receiver {
         if self.unread < UNREAD_MAX { WINDOW } else { 0 }
     }
 
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     pub(super) fn take(&mut self) -> Option<Received> {
         let received = self.ready.pop_front()?;
         self.unread -= received.data.len() + UNREAD_EACH;
@@ -199,7 +203,7 @@ impl Receiver {
             let passed = self.cumulative.wrapping_sub(partial.last()) < u32::MAX / 2;
             let has_turn = passed || partial.order.is_none_or(|order| order == self.next_order);
             let complete = partial.is_complete();
-            if !passed && !(complete && has_turn) {
+            if !(passed || complete && has_turn) {
                 at += 1;
                 continue;
             }

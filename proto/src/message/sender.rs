@@ -123,6 +123,10 @@ impl Sender {
         self.fates.push_back(fate);
     }
 
+    pub(super) fn has_fates(&self) -> bool {
+        !self.fates.is_empty()
+    }
+
     pub(super) fn take_fate(&mut self) -> Option<Fate> {
         self.fates.pop_front()
     }

@@ -110,7 +110,7 @@ impl World {
 
     fn received(&self, end: usize) -> Vec<&super::Message> {
         let received = |event| match event {
-            &MessageEvent::Received(ref message) => Some(message),
+            MessageEvent::Received(message) => Some(message),
             _ => None,
         };
         self.events[end].iter().filter_map(received).collect()
