@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -337,8 +337,8 @@ impl Session {
     ///
     /// # Errors
     /// If the process has too many files open.
-    pub fn readiness_fd(&self) -> io::Result<RawFd> {
-        self.driver.readiness.as_raw_fd()
+    pub fn readiness_fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.driver.readiness.fd()
     }
 
     /// Waits until there is another member, and returns one.
