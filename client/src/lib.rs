@@ -34,6 +34,8 @@ mod driver;
 mod error;
 mod link;
 mod list;
+mod noray;
+mod packet_handshake;
 mod readiness;
 mod session;
 
@@ -41,6 +43,10 @@ pub use config::{HostConfig, JoinConfig, Player};
 pub use error::Error;
 pub use link::Link;
 pub use list::list;
+pub use noray::{Introduction, NORAY_PORT, NORAY_REGISTRAR_PORT, Noray};
+pub use packet_handshake::{
+    Handshake, HandshakePacket, HandshakeTiming, packet_handshake, packet_handshake_blind,
+};
 pub use session::{Member, Session};
 pub use waypost_proto::agent::{
     Credential, Failure, ListFilter, ListedSession, Path, PathPolicy, Probing, Rejected,
