@@ -36,6 +36,10 @@ pub const WAYPOST_CODE_CHANGED: c_int = 13;
 pub const WAYPOST_SEAT_LOST: c_int = 14;
 /// The host or the server has taken the seat away; `detail` is why. The session is over for this player.
 pub const WAYPOST_REMOVED: c_int = 15;
+/// The server has been left, and the session goes on over direct paths.
+pub const WAYPOST_WITHOUT_SERVER: c_int = 16;
+/// `member` has left the server and is reached directly only, as long as that path holds.
+pub const WAYPOST_MEMBER_WITHOUT_SERVER: c_int = 17;
 /// A message of `member`: its number is `message`, its `length` bytes are in the buffer, `detail` is 1 if it was reliable.
 pub const WAYPOST_MESSAGE: c_int = 32;
 /// The reliable message `message` has arrived at `member`.
@@ -121,6 +125,8 @@ pub(crate) fn of_session(event: SessionEvent) -> WaypostEvent {
         E::Resumed => (WAYPOST_RESUMED, None, 0),
         E::CodeChanged { .. } => (WAYPOST_CODE_CHANGED, None, 0),
         E::SeatLost => (WAYPOST_SEAT_LOST, None, 0),
+        E::WithoutServer => (WAYPOST_WITHOUT_SERVER, None, 0),
+        E::MemberWithoutServer(id) => (WAYPOST_MEMBER_WITHOUT_SERVER, Some(id), 0),
         E::Removed(reason) => (WAYPOST_REMOVED, None, reason_number(reason)),
     };
     WaypostEvent {

@@ -109,10 +109,12 @@ impl World {
     }
 
     fn received(&self, end: usize) -> Vec<&super::Message> {
-        let received = |event| match event {
-            MessageEvent::Received(message) => Some(message),
-            _ => None,
-        };
+        fn received(event: &MessageEvent) -> Option<&super::Message> {
+            match event {
+                MessageEvent::Received(message) => Some(message),
+                _ => None,
+            }
+        }
         self.events[end].iter().filter_map(received).collect()
     }
 }

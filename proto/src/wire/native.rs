@@ -124,6 +124,8 @@ pub mod attr {
     pub const PROBE_PORT: u16 = 0xcb0a;
     /// 32 bits: members in the session.
     pub const MEMBER_COUNT: u16 = 0xcb0b;
+    /// Empty, in a connectivity check: its sender is about to leave the server and goes on directly.
+    pub const LEAVES_SERVER: u16 = 0xcb20;
 }
 
 /// Error codes of the native protocol beside those of RFC 8489.
