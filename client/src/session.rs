@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use waypost_proto::agent::{
-    Agent, Introduce, Path, Refused, RequestId, SessionEvent, SessionUpdate, Target,
+    self, Agent, Introduce, Path, Refused, RequestId, SessionEvent, SessionUpdate, Target,
 };
 use waypost_proto::message::{MessageEvent, MessageId, Messages, Service};
 use waypost_proto::time::Millis;
@@ -38,6 +38,18 @@ pub struct Member {
     pub is_relay_only: bool,
     /// The way that data to it take now.
     pub path: Path,
+}
+
+impl Member {
+    fn of(agent: &Agent, member: &agent::Member) -> Self {
+        Self {
+            id: member.id,
+            data: member.data.clone(),
+            is_host: agent.session().host == Some(member.id),
+            is_relay_only: member.is_relay_only(),
+            path: agent.path(member.id).unwrap_or_default(),
+        }
+    }
 }
 
 /// A seat in a session. Dropping it leaves the session.
@@ -174,21 +186,36 @@ impl Session {
         Ok(self.driver.local_addr()?)
     }
 
+    /// The server's address.
+    #[must_use]
+    pub fn server_addr(&self) -> SocketAddr {
+        let core = self.driver.lock();
+        core.agent.config().server.to_socket_addr()
+    }
+
+    /// Whether the seat is there and the server answers, or the session goes on without it.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        let core = self.driver.lock();
+        core.end.is_none() && core.agent.seat().is_some() && !core.agent.is_server_silent()
+    }
+
     /// The other members, in the order of their seats.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
         let core = self.driver.lock();
-        let host = core.agent.session().host;
-        core.agent
-            .members()
-            .map(|member| Member {
-                id: member.id,
-                data: member.data.clone(),
-                is_host: host == Some(member.id),
-                is_relay_only: member.is_relay_only(),
-                path: core.agent.path(member.id).unwrap_or_default(),
-            })
+        let members = core.agent.members();
+        members
+            .map(|member| Member::of(&core.agent, member))
             .collect()
+    }
+
+    /// One of the other members, if it is there.
+    #[must_use]
+    pub fn member(&self, id: SeatId) -> Option<Member> {
+        let core = self.driver.lock();
+        let member = core.agent.member(id)?;
+        Some(Member::of(&core.agent, member))
     }
 
     /// Whether this player is the host.
@@ -523,6 +550,38 @@ impl Session {
         let result = self.perform(Agent::leave);
         Driver::finish(&mut self.driver.lock(), End::Left);
         result
+    }
+
+    /// Leaves the server and goes on with the members to whom there is a direct path, each as long as its path holds. They are
+    /// told; the others see this player leave. When all members do this the session lives on without any server. Nobody can
+    /// join any more, what is not direct does not go at all, and what the server would have to do is refused.
+    /// Returns when it is done; [`SessionEvent::WithoutServer`] tells it too.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there is a direct path to nobody; if the seat is gone: why.
+    pub fn leave_server(&self) -> Result<(), Error> {
+        {
+            let mut core = self.driver.lock();
+            if let Some(end) = core.end {
+                return Err(end.into());
+            }
+            core.agent.leave_server(self.driver.now())?;
+            self.driver.flush(&mut core);
+        }
+        let mut core = self.driver.lock();
+        while !core.agent.is_without_server() {
+            if let Some(end) = core.end {
+                return Err(end.into());
+            }
+            core = self.driver.wait(core, None).0;
+        }
+        Ok(())
+    }
+
+    /// Whether the session goes on without the server.
+    #[must_use]
+    pub fn is_without_server(&self) -> bool {
+        self.driver.lock().agent.is_without_server()
     }
 
     /// Ends this without leaving: the server holds the seat for a while, and [`Session::resume`] comes back to it.

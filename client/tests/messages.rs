@@ -221,3 +221,35 @@ fn the_descriptor_is_readable_while_something_waits() {
     assert!(is_readable(guest), "the end is told for good");
     assert!(matches!(guest.next_event(None), Err(Error::Removed(_))));
 }
+
+#[test]
+fn a_session_goes_on_without_its_server() {
+    let server = Server::start_with(&[]).unwrap();
+    let all = sessions(&server, 3, PathPolicy::DirectFirst, LONG);
+    for one in &all {
+        for other in one.members() {
+            assert!(one.link(other.id).unwrap().wait_direct(LONG));
+        }
+    }
+    let alone = Session::host(server.main_addr(), HostConfig::new(GAME)).unwrap();
+    assert!(matches!(alone.leave_server(), Err(Error::Refused(_))));
+    for one in &all {
+        one.leave_server().unwrap();
+        assert!(one.is_without_server() && one.is_connected());
+        assert_eq!(one.server_addr(), server.main_addr());
+    }
+    drop((alone, server));
+    all[1]
+        .broadcast(b"nobody between us", Service::ORDERED)
+        .unwrap();
+    for other in [&all[0], &all[2]] {
+        let message = received(other);
+        assert_eq!(
+            (message.from, message.data.as_slice()),
+            (id(&all[1]), &b"nobody between us"[..])
+        );
+        assert_eq!(other.members().len(), 2);
+    }
+    assert!(matches!(all[0].kick(id(&all[1])), Err(Error::Refused(_))));
+    all[0].leave().unwrap();
+}

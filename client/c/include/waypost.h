@@ -75,6 +75,12 @@
 // The host or the server has taken the seat away; `detail` is why. The session is over for this player.
 #define WAYPOST_REMOVED 15
 
+// The server has been left, and the session goes on over direct paths.
+#define WAYPOST_WITHOUT_SERVER 16
+
+// `member` has left the server and is reached directly only, as long as that path holds.
+#define WAYPOST_MEMBER_WITHOUT_SERVER 17
+
 // A message of `member`: its number is `message`, its `length` bytes are in the buffer, `detail` is 1 if it was reliable.
 #define WAYPOST_MESSAGE 32
 
@@ -503,6 +509,25 @@ int waypost_set_locked(const WaypostSession *session, bool locked);
 // `session` came from this library and was not freed; `data` points to `length` bytes.
 int waypost_set_metadata(const WaypostSession *session, const uint8_t *data, uintptr_t length);
 
+// Leaves the server and goes on with the members to whom there is a direct path, each as long as its path holds. Waits until it
+// is done, about a round trip. `WAYPOST_INVALID` if there is a direct path to nobody.
+//
+// # Safety
+// `session` came from this library and was not freed.
+int waypost_leave_server(const WaypostSession *session);
+
+// Whether the seat is there and the server answers, or the session goes on without it.
+//
+// # Safety
+// `session` is null or came from this library and was not freed.
+bool waypost_is_connected(const WaypostSession *session);
+
+// Writes the session's unique name, empty if it has none; 65 bytes are enough.
+//
+// # Safety
+// `session` came from this library and was not freed; `name` points to `capacity` bytes.
+int waypost_name(const WaypostSession *session, char *name, uintptr_t capacity);
+
 // Ends the session for everybody. Only the host may. Waits for the server.
 //
 // # Safety
@@ -799,6 +824,25 @@ int waypost_set_locked(const WaypostSession *session, bool locked);
 // # Safety
 // `session` came from this library and was not freed; `data` points to `length` bytes.
 int waypost_set_metadata(const WaypostSession *session, const uint8_t *data, uintptr_t length);
+
+// Leaves the server and goes on with the members to whom there is a direct path, each as long as its path holds. Waits until it
+// is done, about a round trip. `WAYPOST_INVALID` if there is a direct path to nobody.
+//
+// # Safety
+// `session` came from this library and was not freed.
+int waypost_leave_server(const WaypostSession *session);
+
+// Whether the seat is there and the server answers, or the session goes on without it.
+//
+// # Safety
+// `session` is null or came from this library and was not freed.
+bool waypost_is_connected(const WaypostSession *session);
+
+// Writes the session's unique name, empty if it has none; 65 bytes are enough.
+//
+// # Safety
+// `session` came from this library and was not freed; `name` points to `capacity` bytes.
+int waypost_name(const WaypostSession *session, char *name, uintptr_t capacity);
 
 // Ends the session for everybody. Only the host may. Waits for the server.
 //

@@ -511,6 +511,45 @@ pub unsafe extern "C" fn waypost_set_metadata(
     }
 }
 
+/// Leaves the server and goes on with the members to whom there is a direct path, each as long as its path holds. Waits until it
+/// is done, about a round trip. `WAYPOST_INVALID` if there is a direct path to nobody.
+///
+/// # Safety
+/// `session` came from this library and was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn waypost_leave_server(session: *const WaypostSession) -> c_int {
+    // SAFETY: as this function demands.
+    unsafe { with(session, |session| Ok(session.leave_server()?)) }
+}
+
+/// Whether the seat is there and the server answers, or the session goes on without it.
+///
+/// # Safety
+/// `session` is null or came from this library and was not freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn waypost_is_connected(session: *const WaypostSession) -> bool {
+    // SAFETY: null or alive, as this function demands.
+    unsafe { session.as_ref() }.is_some_and(|session| session.session.is_connected())
+}
+
+/// Writes the session's unique name, empty if it has none; 65 bytes are enough.
+///
+/// # Safety
+/// `session` came from this library and was not freed; `name` points to `capacity` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn waypost_name(
+    session: *const WaypostSession,
+    name: *mut c_char,
+    capacity: usize,
+) -> c_int {
+    // SAFETY: as this function demands.
+    unsafe {
+        with(session, |session| {
+            write_text(&session.name().unwrap_or_default(), name, capacity)
+        })
+    }
+}
+
 /// Ends the session for everybody. Only the host may. Waits for the server.
 ///
 /// # Safety

@@ -219,6 +219,12 @@ impl Agent {
         self.roster.get(id)
     }
 
+    /// Whether the server owes an answer for so long that it counts as gone.
+    #[must_use]
+    pub const fn is_server_silent(&self) -> bool {
+        self.silent
+    }
+
     /// Whether this agent's seat is the host's.
     #[must_use]
     pub fn is_host(&self) -> bool {
