@@ -2,6 +2,7 @@
 //! Nothing here keeps state, and no input can make it panic.
 
 pub mod channel_data;
+mod digest;
 pub mod join_code;
 pub mod native;
 pub mod stream;
