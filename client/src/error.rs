@@ -8,6 +8,20 @@ use waypost_proto::message::NotSent;
 use waypost_proto::wire::native::LeaveReason;
 
 /// Why an operation failed.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{Error, JoinConfig, Session};
+///
+/// match Session::join(server, "no such table", JoinConfig::new("my-game")) {
+///     Err(Error::Rejected(rejected)) => assert_eq!(rejected.code, 470),
+///     Err(other) => return Err(other.into()),
+///     Ok(_) => unreachable!("nobody hosts it"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {

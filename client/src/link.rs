@@ -126,6 +126,23 @@ impl Inbox {
 
 /// A way to exchange datagrams with one other member, like a connected [`std::net::UdpSocket`]: datagrams may be lost,
 /// doubled or reordered by the network, and arrive whole. A link outlives neither its [`crate::Session`] nor the member.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{HostConfig, JoinConfig, Session};
+///
+/// let host = Session::host(server, HostConfig::new("my-game"))?;
+/// let guest = Session::join(server, &host.code()?.to_string(), JoinConfig::new("my-game"))?;
+/// let up = guest.link(guest.wait_member(None)?)?;
+/// let down = host.link(host.wait_member(None)?)?;
+/// up.send(b"hello")?;
+/// let mut buf = [0; 1500];
+/// let len = down.recv(&mut buf)?;
+/// assert_eq!(&buf[..len], b"hello");
+/// # Ok(()) }
+/// ```
 pub struct Link {
     driver: Arc<Driver>,
     inbox: Arc<Inbox>,

@@ -15,6 +15,21 @@ const PAGES_MAX: usize = 100_000;
 
 /// The listed sessions of a player's application that pass the filter, all pages of them.
 ///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{HostConfig, ListFilter, Player, Session, list};
+///
+/// let mut config = HostConfig::new("my-game");
+/// config.listed = true;
+/// let host = Session::host(server, config)?;
+/// let filter = ListFilter { has_room: true, ..ListFilter::default() };
+/// let found = list(server, &Player::new("my-game"), &filter)?;
+/// assert_eq!(found[0].code, host.code()?);
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// [`Error`], of which `Silent` and `Rejected` are the server's.
 pub fn list(

@@ -21,6 +21,14 @@ const LINE_MAX: usize = 4_096;
 const WAITING_MAX: usize = 64;
 
 /// Where to meet a peer, as a noray server told it.
+///
+/// ```
+/// use waypost_client::Introduction;
+///
+/// let met = Introduction::Relay("203.0.113.9:49152".parse()?);
+/// assert_eq!(met.addr().port(), 49152);
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Introduction {
     /// The peer's public address: shake hands with it.

@@ -88,6 +88,15 @@ impl HandshakePacket {
 }
 
 /// How a handshake ended.
+///
+/// ```
+/// use waypost_client::Handshake;
+///
+/// let addr = "203.0.113.9:40000".parse()?;
+/// let (Handshake::Complete(peer) | Handshake::Partial(peer)) = Handshake::Complete(addr);
+/// assert_eq!(peer, addr);
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Handshake {
     /// Each side knows that the other hears it, at this address.

@@ -26,6 +26,21 @@ use crate::list::first_that_answers;
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Another member.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{HostConfig, JoinConfig, Session};
+///
+/// let host = Session::host(server, HostConfig::new("my-game"))?;
+/// let mut config = JoinConfig::new("my-game");
+/// config.player.data = b"Bob".to_vec();
+/// let _guest = Session::join(server, &host.code()?.to_string(), config)?;
+/// let bob = host.wait_member(None)?;
+/// assert_eq!(host.member(bob).map(|member| member.data), Some(b"Bob".to_vec()));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
     /// Who.
@@ -53,6 +68,30 @@ impl Member {
 }
 
 /// A seat in a session. Dropping it leaves the session.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{HostConfig, JoinConfig, MessageEvent, Messaging, Service, Session};
+///
+/// let mut config = HostConfig::new("my-game");
+/// config.player.messages = Some(Messaging::default());
+/// let host = Session::host(server, config)?;
+/// let mut config = JoinConfig::new("my-game");
+/// config.player.messages = Some(Messaging::default());
+/// let guest = Session::join(server, &host.code()?.to_string(), config)?;
+///
+/// guest.send_message(guest.wait_member(None)?, b"your move", Service::ORDERED)?;
+/// let text = loop {
+///     if let MessageEvent::Received(message) = host.next_message(None)? {
+///         break message.data;
+///     }
+/// };
+/// assert_eq!(text, b"your move");
+/// guest.leave()?;
+/// # Ok(()) }
+/// ```
 pub struct Session {
     driver: Arc<Driver>,
 }

@@ -71,6 +71,13 @@ const DEAD_AFTER_MIN_MS: u64 = 500;
 const DEAD_AFTER_MAX_MS: u64 = 600_000;
 
 /// How messages are to work.
+///
+/// ```
+/// use waypost_proto::message::Messaging;
+///
+/// let quick = Messaging { dead_after_ms: 2_000 };
+/// assert!(quick.dead_after_ms < Messaging::default().dead_after_ms);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Messaging {
     /// A peer from which nothing has come for so many milliseconds is told as silent; 500 to 600,000. It is checked five times
@@ -88,6 +95,13 @@ impl Default for Messaging {
 }
 
 /// What is done for a message.
+///
+/// ```
+/// use waypost_proto::message::Service;
+///
+/// let service = Service::ORDERED.expiring_in_ms(3_000);
+/// assert!(service.reliable && service.ordered);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Service {
     /// Whether it is sent until it is acknowledged.
