@@ -3,11 +3,21 @@
 use std::time::Duration;
 
 use waypost_proto::agent::{self, Config, Credential, PathPolicy, Probing};
+use waypost_proto::message::Messaging;
 
 /// The standard port of a server's main socket, whose second vantage port is the next one.
 const STANDARD_PORT: u16 = 3478;
 
 /// Who plays, and how its data may travel.
+///
+/// ```
+/// use waypost_client::{Messaging, PathPolicy, Player};
+///
+/// let mut player = Player::new("my-game");
+/// player.data = b"Ann".to_vec();
+/// player.policy = PathPolicy::RelayOnly; // nobody learns Ann's address
+/// player.messages = Some(Messaging::default());
+/// ```
 #[derive(Clone)]
 pub struct Player {
     /// Which game, 1 to 32 bytes. Sessions of other games are out of sight.
@@ -22,6 +32,9 @@ pub struct Player {
     pub credential: Option<Credential>,
     /// After so long without an answer of the server an operation fails.
     pub patience: Duration,
+    /// Whether there are messages beside datagrams, and how they are to work. All members of a session must agree on whether:
+    /// with messages every datagram begins with a byte that tells them apart.
+    pub messages: Option<Messaging>,
 }
 
 impl Player {
@@ -35,6 +48,7 @@ impl Player {
             probing: None,
             credential: None,
             patience: Duration::from_secs(15),
+            messages: None,
         }
     }
 
@@ -53,6 +67,20 @@ impl Player {
 }
 
 /// The session to make.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{HostConfig, Session};
+///
+/// let mut config = HostConfig::new("my-game");
+/// config.name = Some("Ann's table".to_owned());
+/// config.password = "sesame".to_owned();
+/// config.max_members = 4;
+/// assert_eq!(Session::host(server, config)?.max_members(), 4);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct HostConfig {
     /// Who hosts.
@@ -113,6 +141,23 @@ impl HostConfig {
 }
 
 /// What joining takes.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// # let mut hosting = waypost_client::HostConfig::new("my-game");
+/// # hosting.name = Some("Ann's table".to_owned());
+/// # hosting.password = "sesame".to_owned();
+/// # let _host = waypost_client::Session::host(server, hosting)?;
+/// use waypost_client::{JoinConfig, Session};
+///
+/// let mut config = JoinConfig::new("my-game");
+/// config.password = "sesame".to_owned();
+/// let session = Session::join(server, "Ann's table", config)?;
+/// assert!(!session.is_host());
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct JoinConfig {
     /// Who joins.

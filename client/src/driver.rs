@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,11 +15,13 @@ use waypost_proto::addr::Addr;
 use waypost_proto::agent::{
     Agent, Config, Event, Failure, ListedSession, NoPath, Refused, RequestId, SessionEvent,
 };
+use waypost_proto::message::{Messages, Messaging, frame};
 use waypost_proto::time::Millis;
 use waypost_proto::wire::native::{LeaveReason, SeatId};
 
 use crate::error::Error;
 use crate::link::Inbox;
+use crate::readiness::Readiness;
 
 /// The longest sleep.
 const NAP: Duration = Duration::from_millis(50);
@@ -60,12 +63,19 @@ impl From<End> for Error {
 pub(crate) struct Core {
     pub(crate) agent: Agent,
     pub(crate) events: VecDeque<SessionEvent>,
+    /// If the session has messages.
+    pub(crate) messages: Option<Messages>,
     pub(crate) end: Option<End>,
     /// When the thread stops even if the server has not answered LEAVE.
     pub(crate) stop_at: Option<Instant>,
     outcomes: HashMap<RequestId, Outcome>,
     inboxes: HashMap<SeatId, Arc<Inbox>>,
+    readiness: Arc<Readiness>,
     frame: Vec<u8>,
+    /// A frame of messages, before it becomes one of the link.
+    message: Vec<u8>,
+    /// Whose inbox is looked into first.
+    inbox_turn: usize,
 }
 
 /// A socket and an agent.
@@ -77,11 +87,17 @@ pub(crate) struct Driver {
     core: Mutex<Core>,
     /// Something in the core has changed that somebody may wait for.
     changed: Condvar,
+    pub(crate) readiness: Arc<Readiness>,
+    pub(crate) nonblocking: AtomicBool,
 }
 
 impl Driver {
     /// Opens a socket of the server's family for an agent.
-    pub(crate) fn open(server: SocketAddr, mut config: Config) -> Result<Self, Error> {
+    pub(crate) fn open(
+        server: SocketAddr,
+        mut config: Config,
+        messaging: Option<Messaging>,
+    ) -> Result<Self, Error> {
         let is_ipv4 = Addr::new(server).is_ipv4();
         let any: IpAddr = if is_ipv4 {
             Ipv4Addr::UNSPECIFIED.into()
@@ -98,8 +114,12 @@ impl Driver {
         config.local_addresses = local_address(server, socket.local_addr()?.port())
             .into_iter()
             .collect();
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
+        let messages = match messaging {
+            Some(messaging) => Some(Messages::new(messaging, random_seed()?)),
+            None => None,
+        };
+        let readiness = Arc::new(Readiness::default());
+        let seed = random_seed()?;
         Ok(Self {
             socket,
             usual_ttl,
@@ -108,13 +128,19 @@ impl Driver {
             core: Mutex::new(Core {
                 agent: Agent::new(Millis(0), config, seed),
                 events: VecDeque::new(),
+                messages,
                 end: None,
                 stop_at: None,
                 outcomes: HashMap::new(),
                 inboxes: HashMap::new(),
+                readiness: Arc::clone(&readiness),
                 frame: Vec::new(),
+                message: Vec::new(),
+                inbox_turn: 0,
             }),
             changed: Condvar::new(),
+            readiness,
+            nonblocking: AtomicBool::new(false),
         })
     }
 
@@ -207,9 +233,14 @@ impl Driver {
             return Err(end.into());
         }
         let now = self.now();
+        let prefix: &[u8] = if core.messages.is_some() {
+            &[frame::RAW]
+        } else {
+            &[]
+        };
         let Core { agent, frame, .. } = &mut *core;
         let target = agent
-            .frame(now, to, data, frame)
+            .frame_after(now, to, prefix, data, frame)
             .map_err(|no_path| match no_path {
                 NoPath::NoMember => Error::MemberLeft,
                 other => Error::NoPath(other),
@@ -227,7 +258,61 @@ impl Driver {
         if core.agent.member(member).is_none() {
             return Err(Error::MemberLeft);
         }
-        Ok(Arc::clone(core.inboxes.entry(member).or_default()))
+        Ok(Arc::clone(Self::inbox_of(core, member)))
+    }
+
+    fn inbox_of(core: &mut Core, member: SeatId) -> &Arc<Inbox> {
+        let readiness = &core.readiness;
+        let inbox = || Arc::new(Inbox::new(Arc::clone(readiness)));
+        core.inboxes.entry(member).or_insert_with(inbox)
+    }
+
+    /// Takes a datagram out of any inbox, of every member in turn.
+    pub(crate) fn try_recv_from(core: &mut Core, buf: &mut [u8]) -> Option<(SeatId, usize)> {
+        let count = core.inboxes.len();
+        let first = core.inbox_turn.checked_rem(count)?;
+        core.inbox_turn = first + 1;
+        let mut inboxes = core.inboxes.iter().cycle().skip(first).take(count);
+        inboxes.find_map(|(member, inbox)| Some((*member, inbox.try_recv(buf)?)))
+    }
+
+    /// Sends the frames of messages that are due.
+    fn flush_messages(&self, core: &mut Core) {
+        let now = self.now();
+        let Core {
+            agent,
+            messages: Some(messages),
+            frame,
+            message,
+            ..
+        } = core
+        else {
+            return;
+        };
+        messages.handle_timeout(now);
+        while let Some(to) = messages.poll_transmit(now, message) {
+            // Without a path, or refused by the system, it is lost like any datagram.
+            if let Ok(target) = agent.frame(now, to, message, frame) {
+                drop(self.socket.send_to(frame, target.to_socket_addr()));
+            }
+        }
+    }
+
+    /// When the agent or the messages have something to do.
+    fn next_timeout(core: &Core, now: Millis) -> Option<Millis> {
+        let messages = core
+            .messages
+            .as_ref()
+            .and_then(|messages| messages.poll_timeout(now));
+        core.agent.poll_timeout().into_iter().chain(messages).min()
+    }
+
+    /// Tells those who wait on the descriptor whether events or messages wait.
+    pub(crate) fn tell_news(core: &Core) -> bool {
+        let of_messages = core.messages.as_ref().is_some_and(Messages::has_event);
+        core.readiness
+            .set_news(of_messages || !core.events.is_empty());
+        of_messages
     }
 
     /// Sends what the agent has to send and takes what it has to tell.
@@ -263,9 +348,11 @@ impl Driver {
                     core.outcomes
                         .insert(request, Outcome::Listed(sessions, next));
                 }
-                Event::Session(event) => Self::note(core, event),
+                Event::Session(event) => Self::note(self.now(), core, event),
             }
         }
+        self.flush_messages(core);
+        changed |= Self::tell_news(core);
         if changed {
             self.changed.notify_all();
         }
@@ -280,7 +367,14 @@ impl Driver {
         }
     }
 
-    fn note(core: &mut Core, event: SessionEvent) {
+    fn note(now: Millis, core: &mut Core, event: SessionEvent) {
+        if let Some(messages) = &mut core.messages {
+            match event {
+                SessionEvent::MemberJoined(id) => messages.member_joined(now, id),
+                SessionEvent::MemberLeft(id, _) => messages.member_left(id),
+                _ => {}
+            }
+        }
         match event {
             SessionEvent::MemberLeft(id, _) => {
                 if let Some(inbox) = core.inboxes.remove(&id) {
@@ -301,6 +395,7 @@ impl Driver {
     pub(crate) fn finish(core: &mut Core, end: End) {
         core.end.get_or_insert(end);
         core.inboxes.drain().for_each(|(_, inbox)| inbox.close());
+        core.readiness.set_ended();
     }
 
     /// Tells everybody who waits to look again.
@@ -317,7 +412,7 @@ impl Driver {
                 core.agent.handle_timeout(now);
             }
             self.flush(&mut core);
-            let due = core.agent.poll_timeout().map(|at| at.since(now));
+            let due = Self::next_timeout(&core, now).map(|at| at.since(now));
             // A timeout of zero would mean to wait for ever.
             due.map_or(NAP, |ms| NAP.min(Duration::from_millis(ms.max(1))))
         };
@@ -329,10 +424,10 @@ impl Driver {
                 receiver.errors = 0;
                 let bytes = &receiver.buffer[..len];
                 let mut core = self.lock();
-                let delivery = core.agent.handle_datagram(self.now(), from.into(), bytes);
+                let now = self.now();
+                let delivery = core.agent.handle_datagram(now, from.into(), bytes);
                 if let Some(delivery) = delivery {
-                    let inbox = core.inboxes.entry(delivery.from).or_default();
-                    inbox.push(&bytes[delivery.range]);
+                    Self::deliver(now, &mut core, delivery.from, &bytes[delivery.range]);
                 }
                 self.flush(&mut core);
             }
@@ -349,6 +444,17 @@ impl Driver {
                 }
             },
         }
+    }
+
+    fn deliver(now: Millis, core: &mut Core, from: SeatId, data: &[u8]) {
+        let data = match (&mut core.messages, data) {
+            (None, data) | (Some(_), [frame::RAW, data @ ..]) => data,
+            (Some(messages), data) => {
+                messages.handle(now, from, data);
+                return;
+            }
+        };
+        Self::inbox_of(core, from).push(data);
     }
 
     /// Drives until the seat is gone.
@@ -388,6 +494,12 @@ impl Default for Receiver {
             errors: 0,
         }
     }
+}
+
+fn random_seed() -> io::Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(seed)
 }
 
 /// This machine's address on the way to the server, as the routing table has it: connecting a UDP socket sends nothing.

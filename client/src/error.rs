@@ -4,9 +4,24 @@ use std::fmt;
 use std::io;
 
 use waypost_proto::agent::{Failure, NoPath, Refused, Rejected};
+use waypost_proto::message::NotSent;
 use waypost_proto::wire::native::LeaveReason;
 
 /// Why an operation failed.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{Error, JoinConfig, Session};
+///
+/// match Session::join(server, "no such table", JoinConfig::new("my-game")) {
+///     Err(Error::Rejected(rejected)) => assert_eq!(rejected.code, 470),
+///     Err(other) => return Err(other.into()),
+///     Ok(_) => unreachable!("nobody hosts it"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -22,6 +37,10 @@ pub enum Error {
     Refused(Refused),
     /// Data cannot be sent to this member now.
     NoPath(NoPath),
+    /// A message was not taken.
+    NotSent(NotSent),
+    /// The session was made without messages.
+    NoMessages,
     /// This player left the session.
     Left,
     /// The host or the server has taken the seat away.
@@ -50,6 +69,10 @@ impl fmt::Display for Error {
             Self::Silent => Failure::Silent.fmt(f),
             Self::Refused(refused) => refused.fmt(f),
             Self::NoPath(no_path) => no_path.fmt(f),
+            Self::NotSent(not_sent) => not_sent.fmt(f),
+            Self::NoMessages => f.write_str(
+                "this session was made without messages; set Player::messages, for all members",
+            ),
             Self::Left => f.write_str("this player left the session; host or join again"),
             Self::Removed(reason) => write!(
                 f,
@@ -101,6 +124,15 @@ impl From<NoPath> for Error {
     }
 }
 
+impl From<NotSent> for Error {
+    fn from(not_sent: NotSent) -> Self {
+        match not_sent {
+            NotSent::NoMember => Self::MemberLeft,
+            other => Self::NotSent(other),
+        }
+    }
+}
+
 impl From<Error> for io::Error {
     /// The kind that [`std::net::UdpSocket`] would use, around the error itself.
     fn from(error: Error) -> Self {
@@ -109,15 +141,17 @@ impl From<Error> for io::Error {
                 Error::Io(inner) => return inner,
                 _ => return Self::other(error),
             },
-            Error::NoAddress | Error::Refused(_) => io::ErrorKind::InvalidInput,
+            Error::NoAddress | Error::Refused(_) | Error::NoMessages => io::ErrorKind::InvalidInput,
             Error::Rejected(_) => io::ErrorKind::PermissionDenied,
             Error::Silent | Error::TimedOut => io::ErrorKind::TimedOut,
-            Error::NoPath(NoPath::TooLong) => io::ErrorKind::InvalidInput,
+            Error::NoPath(NoPath::TooLong) | Error::NotSent(NotSent::TooLong) => {
+                io::ErrorKind::InvalidInput
+            }
             Error::NoPath(_) | Error::Left | Error::Removed(_) | Error::SeatLost => {
                 io::ErrorKind::NotConnected
             }
             Error::MemberLeft => io::ErrorKind::ConnectionAborted,
-            Error::WouldBlock => io::ErrorKind::WouldBlock,
+            Error::WouldBlock | Error::NotSent(_) => io::ErrorKind::WouldBlock,
         };
         Self::new(kind, error)
     }

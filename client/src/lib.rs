@@ -22,6 +22,9 @@
 //! other member: unreliable and unordered like UDP, through the relay at first and directly once that is proven,
 //! without a datagram lost or doubled by the change. Nothing is encrypted: what needs secrecy must bring its own.
 //!
+//! Beside datagrams there are messages, if [`Player::messages`] says so: reliable or not, ordered or not, of up to 64 KiB,
+//! delivered once, with word of what became of them; and checks that tell when a member is gone.
+//!
 //! Whoever wants to own socket and loop uses [`waypost_proto::agent`], which this library only drives.
 
 #![forbid(unsafe_code)]
@@ -31,16 +34,26 @@ mod driver;
 mod error;
 mod link;
 mod list;
+mod noray;
+mod packet_handshake;
+mod readiness;
 mod session;
 
 pub use config::{HostConfig, JoinConfig, Player};
 pub use error::Error;
 pub use link::Link;
 pub use list::list;
+pub use noray::{Introduction, NORAY_PORT, NORAY_REGISTRAR_PORT, Noray};
+pub use packet_handshake::{
+    Handshake, HandshakePacket, HandshakeTiming, packet_handshake, packet_handshake_blind,
+};
 pub use session::{Member, Session};
 pub use waypost_proto::agent::{
     Credential, Failure, ListFilter, ListedSession, Path, PathPolicy, Probing, Rejected,
     SessionEvent, describe,
+};
+pub use waypost_proto::message::{
+    MESSAGE_MAX, Message, MessageEvent, MessageId, Messaging, NotSent, Service,
 };
 pub use waypost_proto::wire::join_code::JoinCode;
 pub use waypost_proto::wire::native::{LeaveReason, NatMapping, SeatId};

@@ -10,15 +10,16 @@ use waypost_proto::wire::native::SeatId;
 
 use crate::driver::Driver;
 use crate::error::Error;
+use crate::readiness::Readiness;
 
 /// Received datagrams that wait for the caller; the oldest are dropped first, as a game wants the newest.
 const INBOX_MAX: usize = 256;
 
 /// What one member has sent.
-#[derive(Default)]
 pub(crate) struct Inbox {
     state: Mutex<InboxState>,
     arrived: Condvar,
+    readiness: Arc<Readiness>,
 }
 
 #[derive(Default)]
@@ -32,14 +33,30 @@ struct InboxState {
     nonblocking: bool,
 }
 
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        let waiting = self.lock().waiting.len();
+        self.readiness.datagrams_gone(waiting);
+    }
+}
+
 impl Inbox {
+    pub(crate) fn new(readiness: Arc<Readiness>) -> Self {
+        Self {
+            state: Mutex::default(),
+            arrived: Condvar::new(),
+            readiness,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, InboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn push(&self, data: &[u8]) {
         let mut state = self.lock();
-        let mut buffer = if state.waiting.len() == INBOX_MAX {
+        let full = state.waiting.len() == INBOX_MAX;
+        let mut buffer = if full {
             state.dropped += 1;
             state.waiting.pop_front()
         } else {
@@ -49,6 +66,9 @@ impl Inbox {
         buffer.clear();
         buffer.extend_from_slice(data);
         state.waiting.push_back(buffer);
+        if !full {
+            self.readiness.datagram_came();
+        }
         drop(state);
         self.arrived.notify_one();
     }
@@ -58,14 +78,24 @@ impl Inbox {
         self.arrived.notify_all();
     }
 
+    fn take(&self, state: &mut InboxState, buf: &mut [u8]) -> Option<usize> {
+        let data = state.waiting.pop_front()?;
+        self.readiness.datagrams_gone(1);
+        let len = data.len().min(buf.len());
+        buf[..len].copy_from_slice(&data[..len]);
+        state.spare.push(data);
+        Some(len)
+    }
+
+    pub(crate) fn try_recv(&self, buf: &mut [u8]) -> Option<usize> {
+        self.take(&mut self.lock(), buf)
+    }
+
     fn recv(&self, buf: &mut [u8]) -> Result<usize, Error> {
         let mut state = self.lock();
         let deadline = state.read_timeout.map(|timeout| Instant::now() + timeout);
         loop {
-            if let Some(data) = state.waiting.pop_front() {
-                let len = data.len().min(buf.len());
-                buf[..len].copy_from_slice(&data[..len]);
-                state.spare.push(data);
+            if let Some(len) = self.take(&mut state, buf) {
                 return Ok(len);
             }
             if state.closed {
@@ -96,6 +126,23 @@ impl Inbox {
 
 /// A way to exchange datagrams with one other member, like a connected [`std::net::UdpSocket`]: datagrams may be lost,
 /// doubled or reordered by the network, and arrive whole. A link outlives neither its [`crate::Session`] nor the member.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{HostConfig, JoinConfig, Session};
+///
+/// let host = Session::host(server, HostConfig::new("my-game"))?;
+/// let guest = Session::join(server, &host.code()?.to_string(), JoinConfig::new("my-game"))?;
+/// let up = guest.link(guest.wait_member(None)?)?;
+/// let down = host.link(host.wait_member(None)?)?;
+/// up.send(b"hello")?;
+/// let mut buf = [0; 1500];
+/// let len = down.recv(&mut buf)?;
+/// assert_eq!(&buf[..len], b"hello");
+/// # Ok(()) }
+/// ```
 pub struct Link {
     driver: Arc<Driver>,
     inbox: Arc<Inbox>,
@@ -203,10 +250,10 @@ impl Link {
     }
 
     /// The most bytes that one datagram carries: with all headers it fits every IPv6 path (1,280 bytes, RFC 8200 section
-    /// 5), so it is never fragmented, on no path.
+    /// 5), so it is never fragmented, on no path. In a session with messages one byte less.
     #[must_use]
-    pub const fn max_datagram(&self) -> usize {
-        DATAGRAM_MAX
+    pub fn max_datagram(&self) -> usize {
+        DATAGRAM_MAX - usize::from(self.driver.lock().messages.is_some())
     }
 
     /// Datagrams that were dropped because they were not received in time.

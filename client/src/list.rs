@@ -15,6 +15,21 @@ const PAGES_MAX: usize = 100_000;
 
 /// The listed sessions of a player's application that pass the filter, all pages of them.
 ///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{HostConfig, ListFilter, Player, Session, list};
+///
+/// let mut config = HostConfig::new("my-game");
+/// config.listed = true;
+/// let host = Session::host(server, config)?;
+/// let filter = ListFilter { has_room: true, ..ListFilter::default() };
+/// let found = list(server, &Player::new("my-game"), &filter)?;
+/// assert_eq!(found[0].code, host.code()?);
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// [`Error`], of which `Silent` and `Rejected` are the server's.
 pub fn list(
@@ -32,7 +47,7 @@ fn list_from(
 ) -> Result<Vec<ListedSession>, Error> {
     let mut config = player.agent_config(server);
     config.probing = Probing::Off;
-    let driver = Driver::open(server, config)?;
+    let driver = Driver::open(server, config, None)?;
     let mut receiver = Receiver::default();
     let mut all = Vec::new();
     let mut cursor = None;

@@ -1,13 +1,17 @@
 //! A seat in a session: getting one, what can be done from it, and what happens there.
 
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use waypost_proto::agent::{
-    Agent, Introduce, Path, Refused, RequestId, SessionEvent, SessionUpdate, Target,
+    self, Agent, Introduce, Path, Refused, RequestId, SessionEvent, SessionUpdate, Target,
 };
+use waypost_proto::message::{MessageEvent, MessageId, Messages, Service};
 use waypost_proto::time::Millis;
 use waypost_proto::wire::join_code::JoinCode;
 use waypost_proto::wire::native::{NatMapping, SeatId, session_flags};
@@ -22,6 +26,21 @@ use crate::list::first_that_answers;
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Another member.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{HostConfig, JoinConfig, Session};
+///
+/// let host = Session::host(server, HostConfig::new("my-game"))?;
+/// let mut config = JoinConfig::new("my-game");
+/// config.player.data = b"Bob".to_vec();
+/// let _guest = Session::join(server, &host.code()?.to_string(), config)?;
+/// let bob = host.wait_member(None)?;
+/// assert_eq!(host.member(bob).map(|member| member.data), Some(b"Bob".to_vec()));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Member {
     /// Who.
@@ -36,7 +55,43 @@ pub struct Member {
     pub path: Path,
 }
 
+impl Member {
+    fn of(agent: &Agent, member: &agent::Member) -> Self {
+        Self {
+            id: member.id,
+            data: member.data.clone(),
+            is_host: agent.session().host == Some(member.id),
+            is_relay_only: member.is_relay_only(),
+            path: agent.path(member.id).unwrap_or_default(),
+        }
+    }
+}
+
 /// A seat in a session. Dropping it leaves the session.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use waypost_client::{HostConfig, JoinConfig, MessageEvent, Messaging, Service, Session};
+///
+/// let mut config = HostConfig::new("my-game");
+/// config.player.messages = Some(Messaging::default());
+/// let host = Session::host(server, config)?;
+/// let mut config = JoinConfig::new("my-game");
+/// config.player.messages = Some(Messaging::default());
+/// let guest = Session::join(server, &host.code()?.to_string(), config)?;
+///
+/// guest.send_message(guest.wait_member(None)?, b"your move", Service::ORDERED)?;
+/// let text = loop {
+///     if let MessageEvent::Received(message) = host.next_message(None)? {
+///         break message.data;
+///     }
+/// };
+/// assert_eq!(text, b"your move");
+/// guest.leave()?;
+/// # Ok(()) }
+/// ```
 pub struct Session {
     driver: Arc<Driver>,
 }
@@ -102,7 +157,8 @@ impl Session {
         operation: impl Fn(&mut Agent, Millis) -> Result<RequestId, Refused>,
     ) -> Result<Self, Error> {
         first_that_answers(server, |server| {
-            let driver = Arc::new(Driver::open(server, player.agent_config(server))?);
+            let config = player.agent_config(server);
+            let driver = Arc::new(Driver::open(server, config, player.messages)?);
             let request = driver.begin(&operation)?;
             let mut receiver = Receiver::default();
             loop {
@@ -169,21 +225,36 @@ impl Session {
         Ok(self.driver.local_addr()?)
     }
 
+    /// The server's address.
+    #[must_use]
+    pub fn server_addr(&self) -> SocketAddr {
+        let core = self.driver.lock();
+        core.agent.config().server.to_socket_addr()
+    }
+
+    /// Whether the seat is there and the server answers, or the session goes on without it.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        let core = self.driver.lock();
+        core.end.is_none() && core.agent.seat().is_some() && !core.agent.is_server_silent()
+    }
+
     /// The other members, in the order of their seats.
     #[must_use]
     pub fn members(&self) -> Vec<Member> {
         let core = self.driver.lock();
-        let host = core.agent.session().host;
-        core.agent
-            .members()
-            .map(|member| Member {
-                id: member.id,
-                data: member.data.clone(),
-                is_host: host == Some(member.id),
-                is_relay_only: member.is_relay_only(),
-                path: core.agent.path(member.id).unwrap_or_default(),
-            })
+        let members = core.agent.members();
+        members
+            .map(|member| Member::of(&core.agent, member))
             .collect()
+    }
+
+    /// One of the other members, if it is there.
+    #[must_use]
+    pub fn member(&self, id: SeatId) -> Option<Member> {
+        let core = self.driver.lock();
+        let member = core.agent.member(id)?;
+        Some(Member::of(&core.agent, member))
     }
 
     /// Whether this player is the host.
@@ -244,7 +315,96 @@ impl Session {
     /// # Errors
     /// [`Error::TimedOut`]; once the seat is gone and all is told: why.
     pub fn next_event(&self, timeout: Option<Duration>) -> Result<SessionEvent, Error> {
-        self.wait_for(timeout, |core| core.events.pop_front())
+        self.wait_for(timeout, |core| {
+            let event = core.events.pop_front();
+            Driver::tell_news(core);
+            event
+        })
+    }
+
+    /// Sends a message of at most 64 KiB to one member. Returns at once; [`Session::next_message`] tells what becomes of it.
+    ///
+    /// # Errors
+    /// [`Error::NoMessages`], [`Error::MemberLeft`], [`Error::NotSent`] if it is too long or the member does not keep up; if
+    /// the seat is gone: why.
+    pub fn send_message(
+        &self,
+        to: SeatId,
+        data: &[u8],
+        service: Service,
+    ) -> Result<MessageId, Error> {
+        self.with_messages(|messages, now| messages.send(now, to, data, service))
+    }
+
+    /// Sends a message to every other member. It has one id for all of them.
+    ///
+    /// # Errors
+    /// As [`Session::send_message`]. A member that does not keep up is no error but an event.
+    pub fn broadcast(&self, data: &[u8], service: Service) -> Result<MessageId, Error> {
+        self.with_messages(|messages, now| messages.broadcast(now, data, service))
+    }
+
+    fn with_messages<T, E: Into<Error>>(
+        &self,
+        operation: impl FnOnce(&mut Messages, Millis) -> Result<T, E>,
+    ) -> Result<T, Error> {
+        let mut core = self.driver.lock();
+        if let Some(end) = core.end {
+            return Err(end.into());
+        }
+        let messages = core.messages.as_mut().ok_or(Error::NoMessages)?;
+        let done = operation(messages, self.driver.now()).map_err(Into::into)?;
+        self.driver.flush(&mut core);
+        Ok(done)
+    }
+
+    /// The next message, or what became of one that was sent, or a sign of life or death of a member; waiting for it for at
+    /// most `timeout` (`None`: for ever). Members whose messages are not taken are slowed down.
+    ///
+    /// # Errors
+    /// [`Error::NoMessages`]; else as [`Session::next_event`].
+    pub fn next_message(&self, timeout: Option<Duration>) -> Result<MessageEvent, Error> {
+        if self.driver.lock().messages.is_none() {
+            return Err(Error::NoMessages);
+        }
+        self.wait_for(timeout, |core| {
+            let event = core.messages.as_mut().and_then(Messages::poll_event);
+            Driver::tell_news(core);
+            event
+        })
+    }
+
+    /// The smoothed round trip to a member, if the session has messages and it is known.
+    #[must_use]
+    pub fn round_trip(&self, member: SeatId) -> Option<Duration> {
+        let core = self.driver.lock();
+        let messages = core.messages.as_ref()?;
+        messages.round_trip_ms(member).map(Duration::from_millis)
+    }
+
+    /// Takes a datagram that any member has sent, if there is one, and copies it into `buf`; what does not fit is cut off.
+    /// Returns who sent it and how many bytes were copied. What one takes so, its [`Link`] does not.
+    #[must_use]
+    pub fn try_recv_from(&self, buf: &mut [u8]) -> Option<(SeatId, usize)> {
+        Driver::try_recv_from(&mut self.driver.lock(), buf)
+    }
+
+    /// Whether [`Session::next_event`], [`Session::next_message`] and the `wait_` methods return [`Error::WouldBlock`] at
+    /// once if nothing is there. Links have a setting of their own. Operations that the server answers wait all the same.
+    pub fn set_nonblocking(&self, nonblocking: bool) {
+        self.driver
+            .nonblocking
+            .store(nonblocking, Ordering::Relaxed);
+    }
+
+    /// A file descriptor that is readable while events, messages or datagrams wait for the caller, and always once the seat
+    /// is gone: for `poll`, `epoll` and event loops. Only for waiting: reading from it breaks that. It belongs to the session
+    /// and is closed with it.
+    ///
+    /// # Errors
+    /// If the process has too many files open.
+    pub fn readiness_fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.driver.readiness.fd()
     }
 
     /// Waits until there is another member, and returns one.
@@ -285,6 +445,9 @@ impl Session {
             }
             if !time_left {
                 return Err(Error::TimedOut);
+            }
+            if self.driver.nonblocking.load(Ordering::Relaxed) {
+                return Err(Error::WouldBlock);
             }
             (core, time_left) = self.driver.wait(core, deadline);
         }
@@ -426,6 +589,38 @@ impl Session {
         let result = self.perform(Agent::leave);
         Driver::finish(&mut self.driver.lock(), End::Left);
         result
+    }
+
+    /// Leaves the server and goes on with the members to whom there is a direct path, each as long as its path holds. They are
+    /// told; the others see this player leave. When all members do this the session lives on without any server. Nobody can
+    /// join any more, what is not direct does not go at all, and what the server would have to do is refused.
+    /// Returns when it is done; [`SessionEvent::WithoutServer`] tells it too.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there is a direct path to nobody; if the seat is gone: why.
+    pub fn leave_server(&self) -> Result<(), Error> {
+        {
+            let mut core = self.driver.lock();
+            if let Some(end) = core.end {
+                return Err(end.into());
+            }
+            core.agent.leave_server(self.driver.now())?;
+            self.driver.flush(&mut core);
+        }
+        let mut core = self.driver.lock();
+        while !core.agent.is_without_server() {
+            if let Some(end) = core.end {
+                return Err(end.into());
+            }
+            core = self.driver.wait(core, None).0;
+        }
+        Ok(())
+    }
+
+    /// Whether the session goes on without the server.
+    #[must_use]
+    pub fn is_without_server(&self) -> bool {
+        self.driver.lock().agent.is_without_server()
     }
 
     /// Ends this without leaving: the server holds the seat for a while, and [`Session::resume`] comes back to it.

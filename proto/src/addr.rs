@@ -147,6 +147,7 @@ pub struct ProvenAddr(ClientAddr);
 
 impl ProvenAddr {
     /// Only [`crate::nonce::NonceKeys::verify`] and tests of this crate may vouch for an address.
+    #[cfg(feature = "server")]
     pub(crate) const fn vouch(addr: ClientAddr) -> Self {
         Self(addr)
     }

@@ -106,6 +106,10 @@ pub enum SessionEvent {
     SeatLost,
     /// The host or the server has taken the seat away.
     Removed(LeaveReason),
+    /// The server has been left, and the session goes on over direct paths.
+    WithoutServer,
+    /// This member has left the server and is reached directly only, as long as that path holds.
+    MemberWithoutServer(SeatId),
 }
 
 /// A session in a list.

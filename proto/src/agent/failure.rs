@@ -110,6 +110,8 @@ pub enum Refused {
     Length(&'static str, usize),
     /// A session has 2 to 255 members.
     Members,
+    /// There is a direct path to nobody, so the server cannot be done without.
+    NoDirectPath,
 }
 
 impl fmt::Display for Refused {
@@ -130,6 +132,9 @@ impl fmt::Display for Refused {
                     "{what} must have 1 to {max} bytes; shorten it or leave it out"
                 )
             }
+            Self::NoDirectPath => f.write_str(
+                "there is a direct path to nobody; wait for one, or stay with the server",
+            ),
             Self::Members => f.write_str("a session has 2 to 255 members; choose such a number"),
         }
     }

@@ -136,6 +136,11 @@ impl Agent {
                 if self.out.len() < TRANSMITS_MAX {
                     self.out.extend(answer);
                 }
+                if message.find(attr::LEAVES_SERVER).is_some()
+                    && let Some(member) = self.roster.get_mut(sender.id)
+                {
+                    member.leaves_server = true;
+                }
                 self.tell_path(sender.id);
             }
             _ => self.counters.unexpected += 1,
@@ -143,12 +148,15 @@ impl Agent {
     }
 
     fn on_check_answer(&mut self, now: Millis, from: Addr, message: &Message<'_>) {
+        if self.on_notice_answer(now, message) {
+            return;
+        }
         let proven = self.roster.iter_mut().find_map(|member| {
             let punch = member.punch.as_mut()?;
             punch.on_answer(now, from, message).then_some(member.id)
         });
         match proven {
-            Some(id) => self.tell_path(id),
+            Some(id) => self.hold_to_path(now, id),
             None => self.counters.unexpected += 1,
         }
     }
@@ -223,6 +231,7 @@ impl Agent {
                 }
                 return;
             }
+            Op::Leave if self.departure.is_some() => self.left_server(now),
             Op::Leave | Op::Close => self.unseat(),
             Op::UpdateSession(update) => {
                 if let Some(hosted) = &mut self.hosted {
@@ -353,7 +362,12 @@ impl Agent {
             return;
         }
         let seated = native::method::is_seated(request.op.method());
-        if seated && error == code::SEAT_GONE && !matches!(request.op, Op::Leave | Op::Close) {
+        let leaving = self.departure.is_some();
+        if seated
+            && error == code::SEAT_GONE
+            && !leaving
+            && !matches!(request.op, Op::Leave | Op::Close)
+        {
             self.recover(now);
             return;
         }
@@ -378,6 +392,7 @@ impl Agent {
             (None, Op::Resume { .. }) if self.recovering => self.host_again(now),
             (None, Op::Host(_)) if self.recovering => self.lose_seat(),
             (None, Op::Keepalive) => self.schedule_keepalive(now),
+            (None, Op::Leave) => self.left_server(now),
             (None, _) => {}
         }
     }

@@ -8,6 +8,7 @@
 //! [`Agent::poll_event`]. Data to a member are framed by [`Agent::frame`] into the owner's buffer and sent by the owner.
 
 mod clock;
+mod departure;
 mod event;
 mod failure;
 mod inbound;
@@ -32,6 +33,7 @@ use rand::{RngExt, SeedableRng};
 
 pub use event::{Counters, Delivery, Event, ListedSession, RequestId, SessionEvent, Transmit};
 pub use failure::{Failure, NoPath, Refused, Rejected, describe};
+use path::DirectState;
 pub use path::{Path, PathPolicy};
 pub use punch::{BUDGET_PER_CANDIDATE, CANDIDATES_MAX};
 pub use request::{HostConfig, Introduce, ListFilter, SessionUpdate, Target};
@@ -43,6 +45,7 @@ use crate::wire::channel_data::{self, ChannelNumber};
 use crate::wire::native::{self, NatMapping, SeatId, session_flags};
 use crate::wire::stun::TransactionId;
 use clock::ServerClock;
+use departure::Departure;
 use probe::NatProbe;
 use request::{Context, Op, Request, length};
 use roster::Roster;
@@ -142,6 +145,7 @@ pub struct Agent {
     mapping: Option<NatMapping>,
     mapping_told: Option<Millis>,
     recovering: bool,
+    departure: Option<Departure>,
     keepalive_at: Millis,
     /// When the server was last heard from.
     heard: Millis,
@@ -175,6 +179,7 @@ impl Agent {
             mapping: None,
             mapping_told: None,
             recovering: false,
+            departure: None,
             keepalive_at: now,
             heard: now,
             relay_active: false,
@@ -214,6 +219,12 @@ impl Agent {
         self.roster.get(id)
     }
 
+    /// Whether the server owes an answer for so long that it counts as gone.
+    #[must_use]
+    pub const fn is_server_silent(&self) -> bool {
+        self.silent
+    }
+
     /// Whether this agent's seat is the host's.
     #[must_use]
     pub fn is_host(&self) -> bool {
@@ -226,11 +237,16 @@ impl Agent {
     #[must_use]
     pub fn path(&self, id: SeatId) -> Option<Path> {
         let member = self.roster.get(id)?;
-        Some(
-            self.config
-                .policy
-                .choose(member.direct_state(), self.silent),
-        )
+        Some(self.path_to(member))
+    }
+
+    fn path_to(&self, member: &Member) -> Path {
+        let direct = member.direct_state();
+        match direct {
+            DirectState::Proven if self.is_direct_only(member) => Path::Direct,
+            _ if self.is_direct_only(member) => Path::Unreachable,
+            _ => self.config.policy.choose(direct, self.silent),
+        }
     }
 
     /// The server's clock, Unix milliseconds, once an answer has told it.
@@ -361,6 +377,13 @@ impl Agent {
     /// # Errors
     /// [`Refused::NotSeated`], [`Refused::Busy`].
     pub fn leave(&mut self, now: Millis) -> Result<RequestId, Refused> {
+        if self.is_without_server() && self.seat.is_some() {
+            let request = RequestId(self.next_request);
+            self.next_request = self.next_request.wrapping_add(1);
+            self.unseat();
+            self.tell(Event::Done { request });
+            return Ok(request);
+        }
         self.ask_seated(now, Op::Leave)
     }
 
@@ -455,15 +478,28 @@ impl Agent {
         data: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Addr, NoPath> {
-        if data.len() > DATAGRAM_MAX {
+        self.frame_after(now, to, &[], data, out)
+    }
+
+    /// As [`Agent::frame`], of data in two pieces: `prefix`, then `data`.
+    ///
+    /// # Errors
+    /// [`NoPath`].
+    pub fn frame_after(
+        &mut self,
+        now: Millis,
+        to: SeatId,
+        prefix: &[u8],
+        data: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Addr, NoPath> {
+        let len = prefix.len() + data.len();
+        if len > DATAGRAM_MAX {
             return Err(NoPath::TooLong);
         }
         let own = self.seat.as_ref().ok_or(NoPath::NoMember)?.handle.id;
+        let path = self.path(to).ok_or(NoPath::NoMember)?;
         let member = self.roster.get_mut(to).ok_or(NoPath::NoMember)?;
-        let path = self
-            .config
-            .policy
-            .choose(member.direct_state(), self.silent);
         let direct = match (path, &mut member.punch) {
             (Path::Direct, Some(punch)) => punch.send_data(now),
             _ => None,
@@ -471,7 +507,7 @@ impl Agent {
         // A member reads the sender's seat off the channel. The server puts it there; on the direct path the sender does.
         let (address, seat) = match direct {
             Some(address) => (address, own.seat),
-            None if self.config.policy.allows_relay() => {
+            None if path != Path::Unreachable && self.config.policy.allows_relay() => {
                 self.relay_active = true;
                 (self.config.server, to.seat)
             }
@@ -479,7 +515,8 @@ impl Agent {
         };
         out.clear();
         let channel = ChannelNumber::of_seat(seat);
-        out.extend_from_slice(&channel_data::header(channel, data.len()));
+        out.extend_from_slice(&channel_data::header(channel, len));
+        out.extend_from_slice(prefix);
         out.extend_from_slice(data);
         Ok(address)
     }
@@ -525,7 +562,7 @@ impl Agent {
     }
 
     fn ask_seated(&mut self, now: Millis, op: Op) -> Result<RequestId, Refused> {
-        if self.seat.is_none() {
+        if self.seat.is_none() || self.departure.is_some() {
             return Err(Refused::NotSeated);
         }
         self.ask(now, op)
@@ -590,14 +627,14 @@ impl Agent {
 
     /// Tells the owner the path to a member, if it has changed.
     fn tell_path(&mut self, id: SeatId) {
-        let silent = self.silent;
-        let policy = self.config.policy;
-        if let Some(member) = self.roster.get_mut(id) {
-            let path = policy.choose(member.direct_state(), silent);
-            if path != member.told {
-                member.told = path;
-                self.tell(SessionEvent::PathChanged(id, path));
-            }
+        let Some(path) = self.path(id) else {
+            return;
+        };
+        if let Some(member) = self.roster.get_mut(id)
+            && path != member.told
+        {
+            member.told = path;
+            self.tell(SessionEvent::PathChanged(id, path));
         }
     }
 

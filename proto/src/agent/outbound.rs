@@ -36,7 +36,8 @@ impl Agent {
         if let Some(probe) = &self.probe {
             consider(probe.next_timeout());
         }
-        if self.seat.is_some() && !self.recovering && !self.asks_keepalive() {
+        self.departure_timeout().into_iter().for_each(&mut consider);
+        if self.keeps_alive() {
             consider(self.keepalive_at);
             if self.relay_active {
                 consider(self.heard + REBIND_SUSPICION_MS);
@@ -60,7 +61,8 @@ impl Agent {
         self.give_up(now);
         self.run_probe(now);
         self.notice_silence(now);
-        if self.seat.is_some() && !self.recovering && !self.asks_keepalive() {
+        self.run_departure(now);
+        if self.keeps_alive() {
             let suspicious = self.relay_active && now.since(self.heard) >= REBIND_SUSPICION_MS;
             if now >= self.keepalive_at || suspicious {
                 self.keepalive(now);
@@ -166,13 +168,21 @@ impl Agent {
         }
     }
 
+    /// Whether the seat is one to keep alive, and that is not being done.
+    fn keeps_alive(&self) -> bool {
+        self.seat.is_some()
+            && !self.recovering
+            && self.departure.is_none()
+            && !self.asks_keepalive()
+    }
+
     pub(super) fn asks_keepalive(&self) -> bool {
         self.requests.iter().any(|r| matches!(r.op, Op::Keepalive))
     }
 
     fn keepalive(&mut self, now: Millis) {
         self.relay_active = false;
-        if !self.asks_keepalive() {
+        if self.departure.is_none() && !self.asks_keepalive() {
             self.begin(now, None, Op::Keepalive);
         }
     }
@@ -219,7 +229,7 @@ impl Agent {
             self.tell(SessionEvent::MemberLeft(id, LeaveReason::TimedOut));
         }
         for (id, outcome) in ended {
-            self.tell_path(id);
+            self.hold_to_path(now, id);
             self.consider_reintroduction(now, own.id, id, outcome);
         }
     }
@@ -248,7 +258,7 @@ impl Agent {
         let recently = member
             .reintroduced
             .is_some_and(|at| now.since(at) < REINTRODUCTION_GAP_MS);
-        if worthwhile && !recently {
+        if worthwhile && !recently && self.departure.is_none() {
             member.reintroduced = Some(now);
             self.begin(now, None, Op::Introduce(Introduce::With(peer)));
         }
@@ -260,7 +270,13 @@ impl Agent {
         self.hosted = None;
         self.recovering = false;
         self.relay_active = false;
+        self.departure = None;
         self.roster.clear();
+        self.fail_requests();
+    }
+
+    /// Ends the requests that need a seat at the server.
+    pub(super) fn fail_requests(&mut self) {
         for request in std::mem::take(&mut self.requests) {
             let void = native::method::is_seated(request.op.method()) || request.id.is_none();
             match request.id {

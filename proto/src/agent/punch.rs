@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 
 use super::event::Transmit;
 use super::path::DirectState;
-use super::request::{write_check, write_check_answer};
+use super::request::{write_check, write_check_answer, write_notice};
 use crate::addr::Addr;
 use crate::time::Millis;
 use crate::wire::native::SeatHandle;
@@ -285,6 +285,16 @@ impl Punch {
             }
             accepted
         })
+    }
+
+    /// The address of the path in use.
+    pub(super) fn in_use(&self) -> Option<Addr> {
+        self.chosen.map(|at| self.candidates[at].addr)
+    }
+
+    /// A notice that the own side leaves the server, for the path in use.
+    pub(super) fn notice(&self, id: TransactionId, own: SeatHandle) -> Option<(Addr, Vec<u8>)> {
+        Some((self.in_use()?, write_notice(id, own, &self.key)))
     }
 
     /// Whether `message` was written by somebody who knows the key of this pair.

@@ -396,6 +396,21 @@ pub(super) fn write_check(
     out
 }
 
+/// A connectivity check that says that its sender leaves the server and goes on directly.
+pub(super) fn write_notice(
+    id: TransactionId,
+    handle: native::SeatHandle,
+    key: &[u8; 16],
+) -> Vec<u8> {
+    let mut out = Vec::with_capacity(56);
+    MessageWriter::new(&mut out, stun::method::BINDING, Class::Request, id)
+        .attribute(attr::SEAT_HANDLE, &handle.to_bytes())
+        .attribute(attr::LEAVES_SERVER, &[])
+        .integrity(Integrity::Sha256Truncated, key)
+        .finish();
+    out
+}
+
 /// The answer to a connectivity check that came from `from`.
 pub(super) fn write_check_answer(id: TransactionId, from: Addr, key: &[u8; 16]) -> Vec<u8> {
     let mut out = Vec::with_capacity(64);

@@ -29,6 +29,8 @@ pub struct Seat {
     pub(super) token: [u8; 16],
     /// Number of the last event batch that was handled.
     pub(super) last_event: u32,
+    /// The server's time when the numbers of event batches began, Unix milliseconds: batches of before are of other numbers.
+    pub(super) events_since_ms: u64,
 }
 
 /// Bounds of what a server may order, seconds between keepalives.
@@ -54,6 +56,7 @@ impl Seat {
             limits: fields.limits.unwrap_or((0, 0)),
             probe_port: fields.probe_port.filter(|port| *port != 0),
             last_event: 0,
+            events_since_ms: fields.server_time_ms.unwrap_or(0),
         })
     }
 
@@ -119,6 +122,10 @@ pub struct Member {
     pub(super) reintroduced: Option<Millis>,
     /// Known from before a resumption and not named by the server since: gone at this time.
     pub(super) unconfirmed_until: Option<Millis>,
+    /// It has said that it leaves the server and goes on directly.
+    pub(super) leaves_server: bool,
+    /// It has left the server.
+    pub(super) without_server: bool,
 }
 
 impl Member {
@@ -131,6 +138,8 @@ impl Member {
             told: Path::default(),
             reintroduced: None,
             unconfirmed_until: None,
+            leaves_server: false,
+            without_server: false,
         }
     }
 

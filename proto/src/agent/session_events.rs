@@ -1,8 +1,10 @@
 //! What the server tells of the session: each batch once and in order, and what each event changes here. Never asks the
 //! server for anything.
 
+use super::departure::Departure;
 use super::event::{SessionEvent, Transmit};
 use super::punch::{Introduced, Punch};
+use super::request::Op;
 use super::roster::Member;
 use super::{Agent, EVENTS_MAX, EVENTS_PER_MESSAGE, TRANSMITS_MAX};
 use crate::addr::Addr;
@@ -32,6 +34,21 @@ impl Agent {
         };
         // The last word, whatever was under way: its number may be that of a batch that is handled already.
         let removal = events().find(|(head, _)| head.kind == EventKind::Removed);
+        // What is of before the resumption has numbers of before, whatever they are.
+        let stale = fields
+            .server_time_ms
+            .is_some_and(|sent| sent < seat.events_since_ms);
+        let without_server = matches!(self.departure, Some(Departure::Gone));
+        // Whoever makes the session anew has given up the seat that the word is about, and waits for another.
+        let hosts_anew = self.recovering
+            && self
+                .requests
+                .iter()
+                .any(|r| r.id.is_none() && matches!(r.op, Op::Host(_)));
+        if stale || hosts_anew || without_server {
+            self.counters.unexpected += 1;
+            return;
+        }
         // While a resumption is under way the numbers may have begun again, which its answer tells.
         if self.recovering && removal.is_none() {
             self.counters.unexpected += 1;
@@ -79,6 +96,7 @@ impl Agent {
         let reason = LeaveReason::from_byte(head.reason);
         match head.kind {
             EventKind::MemberJoined => self.on_member_joined(head.seat, &fields),
+            EventKind::MemberLeft if self.keeps(now, head.seat, reason) => {}
             EventKind::MemberLeft => {
                 if self.roster.remove(head.seat).is_some() {
                     let reason = reason.unwrap_or(LeaveReason::Left);

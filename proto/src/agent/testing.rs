@@ -40,6 +40,7 @@ struct ServerSeat {
 pub(super) struct Server {
     pub(super) at: Addr,
     pub(super) epoch: u64,
+    now: u64,
     /// Whether a ticket is honoured although the seat is not known.
     pub(super) keeps_secret: bool,
     rng: StdRng,
@@ -65,6 +66,7 @@ impl Server {
         Self {
             at: addr("198.51.100.1:3478"),
             epoch: 0,
+            now: 0,
             keeps_secret: true,
             code: JoinCode::random(&mut rng, 0, 1),
             rng,
@@ -102,6 +104,7 @@ impl Server {
     }
 
     fn handle(&mut self, now: u64, from: Addr, bytes: &[u8]) -> Out {
+        self.now = now;
         match bytes.first() {
             Some(64..=79) => self.relay(from, bytes),
             Some(0..=3) => {
@@ -468,6 +471,7 @@ impl Server {
         MessageWriter::new(&mut bytes, method::EVENT, Class::Request, id)
             .attribute(attr::SEAT_HANDLE, &handle.to_bytes())
             .u32(attr::EVENT_SEQUENCE, seat.sequence)
+            .u64(attr::SERVER_TIME, UNIX_AT_ZERO + self.now)
             .list(attr::EVENT, |writer| {
                 EventHead {
                     kind,

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 
 use super::testing::{World, addr};
 use super::*;
-use crate::wire::native::{LeaveReason, code, method};
+use crate::wire::native::{EventHead, EventKind, LeaveReason, attr, code, method};
+use crate::wire::stun::{Class, Integrity, MessageWriter};
 
 fn seeds() -> impl Iterator<Item = u64> {
     1..=20
@@ -594,4 +595,153 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn members_go_on_without_the_server() {
+    for (seed, loss) in seeds().zip([0, 20].into_iter().cycle()) {
+        let mut world = World::new(seed);
+        world.session(2, |_, _| {});
+        world.run_for(3_000);
+        world.loss_percent = loss;
+        let ids: Vec<_> = world.clients.iter().map(|client| client.id()).collect();
+        let now = world.millis();
+        // One after the other, so that some are told of the others' leaving by the server.
+        for n in 0..3 {
+            world.clients[n].agent.leave_server(now).unwrap();
+            world.run_for(if n == 1 { 6_000 } else { 10 });
+        }
+        world.run_for(6_000);
+        // From now on whatever goes to the server is a mistake.
+        let server = world.server.at;
+        let talks = Rc::new(RefCell::new(0));
+        let count = Rc::clone(&talks);
+        world.drops = Box::new(move |_, to, _| {
+            *count.borrow_mut() += usize::from(to == server);
+            false
+        });
+        world.loss_percent = 0;
+        world.run_for(120_000);
+        assert_eq!(*talks.borrow(), 0, "seed {seed}");
+        for n in 0..3 {
+            assert!(
+                has(&world, n, |e| *e == SessionEvent::WithoutServer),
+                "seed {seed}"
+            );
+            assert!(
+                !has(&world, n, |e| matches!(e, SessionEvent::MemberLeft(..))),
+                "seed {seed}"
+            );
+            assert!(world.clients[n].agent.is_without_server());
+            for other in (0..3).filter(|other| *other != n) {
+                assert_eq!(world.path(n, other), Path::Direct, "seed {seed}");
+                world.send(n, ids[other], b"still here");
+            }
+        }
+        world.run_for(1_000);
+        let now = world.millis();
+        for n in 0..3 {
+            let agent = &mut world.clients[n].agent;
+            assert_eq!(agent.kick(now, ids[(n + 1) % 3]), Err(Refused::NotSeated));
+            assert_eq!(world.clients[n].received.len(), 2, "seed {seed}");
+        }
+        // Whoever goes away for good is gone when its path fails.
+        world.clients[2].agent.leave(now).unwrap();
+        assert!(world.clients[2].agent.seat().is_none());
+        world.run_for(40_000);
+        assert!(has(
+            &world,
+            0,
+            |e| matches!(e, SessionEvent::MemberLeft(id, _) if *id == ids[2])
+        ));
+        assert_eq!(world.clients[0].agent.members().count(), 1);
+    }
+}
+
+#[test]
+fn without_a_direct_path_the_server_is_not_left() {
+    let mut world = World::new(1);
+    world.session(1, |_, config| config.policy = PathPolicy::RelayOnly);
+    let now = world.millis();
+    let agent = &mut world.clients[0].agent;
+    assert_eq!(agent.leave_server(now), Err(Refused::NoDirectPath));
+    assert!(!agent.is_without_server());
+}
+
+/// The word that the old seat is gone comes while its host makes the session anew.
+#[test]
+fn a_late_removal_does_not_undo_hosting_anew() {
+    let mut world = World::new(1);
+    world.session(0, |_, _| {});
+    let old = world.clients[0].agent.seat().unwrap().clone();
+    let removal = event(&old, 1, u64::MAX, |head| {
+        head.kind = EventKind::Removed;
+        head.reason = 3;
+    });
+    world.server.keeps_secret = false;
+    world.server.restart();
+    let hosted = world.server.handled[&method::HOST];
+    let server = world.server.at;
+    // Until HOST is under way for the second time.
+    while world.server.handled[&method::HOST] == hosted {
+        world.run_for(5);
+    }
+    let now = world.millis();
+    let agent = &mut world.clients[0].agent;
+    assert!(agent.seat().is_some_and(|seat| seat.code() == old.code()));
+    assert!(agent.handle_datagram(now, server, &removal).is_none());
+    world.run_for(1_000);
+    assert!(has(&world, 0, |e| matches!(
+        e,
+        SessionEvent::CodeChanged { .. }
+    )));
+    assert!(!has(&world, 0, |e| matches!(e, SessionEvent::Removed(_))));
+    assert!(world.clients[0].agent.seat().is_some());
+}
+
+/// A batch of before a resumption comes after it, with the number that is next.
+#[test]
+fn a_batch_of_before_a_resumption_is_not_taken_for_one_after_it() {
+    let mut world = World::new(1);
+    world.session(0, |_, _| {});
+    let seat = world.clients[0].agent.seat().unwrap().clone();
+    let server = world.server.at;
+    let joined = |sent_ms: u64| {
+        event(&seat, 1, sent_ms, |head| {
+            head.kind = EventKind::MemberJoined;
+            head.seat.seat = 7;
+        })
+    };
+    let now = world.millis();
+    let agent = &mut world.clients[0].agent;
+    agent.handle_datagram(now, server, &joined(seat.events_since_ms - 1));
+    assert_eq!(agent.members().count(), 0);
+    assert!(agent.poll_transmit().is_none(), "it is not answered either");
+    agent.handle_datagram(now, server, &joined(seat.events_since_ms));
+    assert_eq!(agent.members().count(), 1);
+    assert!(agent.poll_transmit().is_some());
+}
+
+/// A batch of one event for a seat, sent at this time of the server.
+fn event(seat: &Seat, sequence: u32, sent_ms: u64, change: impl Fn(&mut EventHead)) -> Vec<u8> {
+    let mut head = EventHead {
+        kind: EventKind::Formed,
+        reason: 0,
+        seat: seat.handle.id,
+    };
+    change(&mut head);
+    let mut bytes = Vec::new();
+    MessageWriter::new(
+        &mut bytes,
+        method::EVENT,
+        Class::Request,
+        TransactionId([9; 12]),
+    )
+    .attribute(attr::SEAT_HANDLE, &seat.handle.to_bytes())
+    .u32(attr::EVENT_SEQUENCE, sequence)
+    .u64(attr::SERVER_TIME, sent_ms)
+    .list(attr::EVENT, |writer| head.write(writer))
+    .integrity(Integrity::Sha256Truncated, &seat.token)
+    .finish();
+    bytes
 }

@@ -2,11 +2,16 @@
 //! Nothing here keeps state, and no input can make it panic.
 
 pub mod channel_data;
+mod digest;
+#[cfg(feature = "server")]
 pub mod godot_p2p;
 pub mod join_code;
 pub mod native;
+#[cfg(feature = "server")]
 pub mod noray;
+#[cfg(feature = "server")]
 pub mod rabid;
+#[cfg(feature = "server")]
 pub mod simple;
 pub mod stream;
 pub mod stun;

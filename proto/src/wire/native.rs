@@ -4,9 +4,7 @@
 //! values only. Methods are in STUN's expert-review range (RFC 8489 section 18.2), attributes in the two expert-review
 //! ranges (section 18.3).
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::{Digest, Sha256};
-
+use super::digest;
 use super::join_code::JoinCode;
 use super::stun::{self, AttributeWriter, Attributes, Message, TransactionId};
 use crate::addr::Addr;
@@ -124,6 +122,8 @@ pub mod attr {
     pub const PROBE_PORT: u16 = 0xcb0a;
     /// 32 bits: members in the session.
     pub const MEMBER_COUNT: u16 = 0xcb0b;
+    /// Empty, in a connectivity check: its sender is about to leave the server and goes on directly.
+    pub const LEAVES_SERVER: u16 = 0xcb20;
 }
 
 /// Error codes of the native protocol beside those of RFC 8489.
@@ -434,22 +434,20 @@ impl EventHead {
 /// session without a password has the key of the empty one.
 #[must_use]
 pub fn password_key(application: &str, password: &str) -> [u8; 16] {
-    let mut hash = Sha256::new();
-    hash.update(b"waypost password\0");
-    hash.update(application);
-    hash.update(b"\0");
-    hash.update(password);
-    first_16(&hash.finalize())
+    let label = b"waypost password\0";
+    first_16(&digest::sha256(&[
+        label,
+        application.as_bytes(),
+        b"\0",
+        password.as_bytes(),
+    ]))
 }
 
 /// Proves knowledge of a password for one request: HMAC-SHA256 under [`password_key`] over nonce and transaction id, cut
 /// to 16 bytes.
 #[must_use]
 pub fn password_proof(key: &[u8; 16], nonce: &[u8], id: TransactionId) -> [u8; 16] {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
-    mac.update(nonce);
-    mac.update(&id.0);
-    first_16(&mac.finalize().into_bytes())
+    first_16(&digest::hmac_sha256(key, &[nonce, &id.0]))
 }
 
 pub(crate) fn first_16(bytes: &[u8]) -> [u8; 16] {

@@ -1,13 +1,10 @@
 //! MESSAGE-INTEGRITY, MESSAGE-INTEGRITY-SHA256, FINGERPRINT and the long-term key (RFC 8489 sections 14.5 to 14.7 and
 //! 18.5.1). Every comparison of a secret is in constant time.
 
-use hmac::{Hmac, KeyInit, Mac};
-use md5::Digest;
-use sha1::Sha1;
-use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
 use super::{HEADER_LEN, Message, attr};
+use crate::wire::digest;
 
 /// XORed onto the CRC so that it cannot be mistaken for another protocol's (RFC 8489 section 14.7).
 pub(super) const FINGERPRINT_XOR: u32 = 0x5354_554e;
@@ -50,24 +47,11 @@ impl Integrity {
         let len = u16::try_from(with)
             .expect("a message is shorter than 64 KiB")
             .to_be_bytes();
+        let parts = [&before[..2], &len, &before[4..]];
         let mut out = [0; 32];
         match self {
-            Self::Sha1 => {
-                let mut mac =
-                    Hmac::<Sha1>::new_from_slice(key).expect("HMAC takes keys of any length");
-                mac.update(&before[..2]);
-                mac.update(&len);
-                mac.update(&before[4..]);
-                out[..20].copy_from_slice(&mac.finalize().into_bytes());
-            }
-            Self::Sha256 | Self::Sha256Truncated => {
-                let mut mac =
-                    Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
-                mac.update(&before[..2]);
-                mac.update(&len);
-                mac.update(&before[4..]);
-                out.copy_from_slice(&mac.finalize().into_bytes());
-            }
+            Self::Sha1 => out[..20].copy_from_slice(&digest::hmac_sha1(key, &parts)),
+            Self::Sha256 | Self::Sha256Truncated => out = digest::hmac_sha256(key, &parts),
         }
         out
     }
@@ -104,8 +88,10 @@ pub enum LongTermKey {
 
 impl LongTermKey {
     /// The MD5 key. The arguments are already prepared (OpaqueString, RFC 8265).
+    #[cfg(any(feature = "server", test))]
     #[must_use]
     pub fn md5(username: &str, realm: &str, password: &str) -> Self {
+        use md5::Digest;
         let mut hash = md5::Md5::new();
         for part in [username, ":", realm, ":", password] {
             hash.update(part);
@@ -116,11 +102,8 @@ impl LongTermKey {
     /// The SHA-256 key.
     #[must_use]
     pub fn sha256(username: &str, realm: &str, password: &str) -> Self {
-        let mut hash = Sha256::new();
-        for part in [username, ":", realm, ":", password] {
-            hash.update(part);
-        }
-        Self::Sha256(hash.finalize().into())
+        let parts = [username, ":", realm, ":", password].map(str::as_bytes);
+        Self::Sha256(digest::sha256(&parts))
     }
 
     /// The bytes to key the HMAC with.
