@@ -271,9 +271,13 @@ impl Agent {
             Op::Resume { ticket, .. } => Some(ticket.as_slice()),
             _ => None,
         };
-        let Some(seat) = Seat::read(fields, ticket) else {
+        let Some(mut seat) = Seat::read(fields, ticket) else {
             return;
         };
+        // An answer to a repetition is younger than the seat, which is not older than the first request.
+        let asked_for_ms = now.since(request.began);
+        let server_time = fields.server_time_ms.unwrap_or(0);
+        seat.events_since_ms = server_time.saturating_sub(asked_for_ms);
         let own = seat.handle.id;
         let old = self.seat.replace(seat);
         let recovered = self.recovering && matches!(request.op, Op::Resume { .. });

@@ -29,7 +29,8 @@ pub struct Seat {
     pub(super) token: [u8; 16],
     /// Number of the last event batch that was handled.
     pub(super) last_event: u32,
-    /// The server's time when the numbers of event batches began, Unix milliseconds: batches of before are of other numbers.
+    /// The server's time, at the earliest, when the numbers of event batches began, Unix milliseconds: batches of before are
+    /// of other numbers.
     pub(super) events_since_ms: u64,
 }
 
@@ -56,7 +57,7 @@ impl Seat {
             limits: fields.limits.unwrap_or((0, 0)),
             probe_port: fields.probe_port.filter(|port| *port != 0),
             last_event: 0,
-            events_since_ms: fields.server_time_ms.unwrap_or(0),
+            events_since_ms: 0,
         })
     }
 
