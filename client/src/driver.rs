@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 use waypost_proto::addr::Addr;
 use waypost_proto::agent::{
-    Agent, Config, Event, Failure, ListedSession, NoPath, Refused, RequestId, SessionEvent,
+    Agent, Attempt, Config, Event, Failure, ListedSession, NoPath, Refused, RequestId,
+    SessionEvent, Strategy,
 };
 use waypost_proto::time::Millis;
 use waypost_proto::wire::native::{LeaveReason, SeatId};
@@ -63,6 +64,8 @@ pub(crate) struct Core {
     pub(crate) end: Option<End>,
     /// When the thread stops even if the server has not answered LEAVE.
     pub(crate) stop_at: Option<Instant>,
+    /// What became of streams to members.
+    pub(crate) streams: HashMap<SeatId, Attempt>,
     outcomes: HashMap<RequestId, Outcome>,
     inboxes: HashMap<SeatId, Arc<Inbox>>,
     frame: Vec<u8>,
@@ -71,6 +74,7 @@ pub(crate) struct Core {
 /// A socket and an agent.
 pub(crate) struct Driver {
     socket: UdpSocket,
+    server: SocketAddr,
     usual_ttl: u32,
     is_ipv4: bool,
     started: Instant,
@@ -81,14 +85,14 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Opens a socket of the server's family for an agent.
-    pub(crate) fn open(server: SocketAddr, mut config: Config) -> Result<Self, Error> {
+    pub(crate) fn open(server: SocketAddr, mut config: Config, port: u16) -> Result<Self, Error> {
         let is_ipv4 = Addr::new(server).is_ipv4();
         let any: IpAddr = if is_ipv4 {
             Ipv4Addr::UNSPECIFIED.into()
         } else {
             Ipv6Addr::UNSPECIFIED.into()
         };
-        let socket = UdpSocket::bind((any, 0))?;
+        let socket = UdpSocket::bind((any, port))?;
         let options = SockRef::from(&socket);
         let usual_ttl = if is_ipv4 {
             options.ttl_v4()?
@@ -102,6 +106,7 @@ impl Driver {
         getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self {
             socket,
+            server,
             usual_ttl,
             is_ipv4,
             started: Instant::now(),
@@ -110,12 +115,28 @@ impl Driver {
                 events: VecDeque::new(),
                 end: None,
                 stop_at: None,
+                streams: HashMap::new(),
                 outcomes: HashMap::new(),
                 inboxes: HashMap::new(),
                 frame: Vec::new(),
             }),
             changed: Condvar::new(),
         })
+    }
+
+    /// The server's address.
+    pub(crate) fn server(&self) -> SocketAddr {
+        self.server
+    }
+
+    /// A time of the agent's on the system's clock.
+    pub(crate) fn instant(&self, at: Millis) -> Instant {
+        self.started + Duration::from_millis(at.0)
+    }
+
+    /// Whether the player wants this way tried.
+    pub(crate) fn is_chosen(&self, strategy: Strategy) -> bool {
+        self.lock().agent.config().strategies.contains(strategy)
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -283,6 +304,7 @@ impl Driver {
     fn note(core: &mut Core, event: SessionEvent) {
         match event {
             SessionEvent::MemberLeft(id, _) => {
+                core.streams.remove(&id);
                 if let Some(inbox) = core.inboxes.remove(&id) {
                     inbox.close();
                 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use waypost_proto::agent::{Failure, NoPath, Refused, Rejected};
+use waypost_proto::agent::{Failure, NoPath, Reason, Refused, Rejected};
 use waypost_proto::wire::native::LeaveReason;
 
 /// Why an operation failed.
@@ -22,6 +22,8 @@ pub enum Error {
     Refused(Refused),
     /// Data cannot be sent to this member now.
     NoPath(NoPath),
+    /// No stream to the member came about.
+    NoStream(Reason),
     /// This player left the session.
     Left,
     /// The host or the server has taken the seat away.
@@ -50,6 +52,7 @@ impl fmt::Display for Error {
             Self::Silent => Failure::Silent.fmt(f),
             Self::Refused(refused) => refused.fmt(f),
             Self::NoPath(no_path) => no_path.fmt(f),
+            Self::NoStream(reason) => write!(f, "no stream to the member: {reason}"),
             Self::Left => f.write_str("this player left the session; host or join again"),
             Self::Removed(reason) => write!(
                 f,
@@ -111,7 +114,7 @@ impl From<Error> for io::Error {
             },
             Error::NoAddress | Error::Refused(_) => io::ErrorKind::InvalidInput,
             Error::Rejected(_) => io::ErrorKind::PermissionDenied,
-            Error::Silent | Error::TimedOut => io::ErrorKind::TimedOut,
+            Error::Silent | Error::TimedOut | Error::NoStream(_) => io::ErrorKind::TimedOut,
             Error::NoPath(NoPath::TooLong) => io::ErrorKind::InvalidInput,
             Error::NoPath(_) | Error::Left | Error::Removed(_) | Error::SeatLost => {
                 io::ErrorKind::NotConnected

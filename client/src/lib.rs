@@ -32,15 +32,17 @@ mod error;
 mod link;
 mod list;
 mod session;
+mod stream;
 
 pub use config::{HostConfig, JoinConfig, Player};
 pub use error::Error;
 pub use link::Link;
 pub use list::list;
 pub use session::{Member, Session};
+pub use stream::ConnectedStream;
 pub use waypost_proto::agent::{
-    Credential, Failure, ListFilter, ListedSession, Path, PathPolicy, Probing, Rejected,
-    SessionEvent, describe,
+    Attempt, Credential, Failure, ListFilter, ListedSession, Path, PathPolicy, Probing, Progress,
+    Reason, Rejected, SessionEvent, Strategies, Strategy, describe,
 };
 pub use waypost_proto::wire::join_code::JoinCode;
 pub use waypost_proto::wire::native::{LeaveReason, NatMapping, SeatId};

@@ -102,7 +102,11 @@ impl Session {
         operation: impl Fn(&mut Agent, Millis) -> Result<RequestId, Refused>,
     ) -> Result<Self, Error> {
         first_that_answers(server, |server| {
-            let driver = Arc::new(Driver::open(server, player.agent_config(server))?);
+            let driver = Arc::new(Driver::open(
+                server,
+                player.agent_config(server),
+                player.local_port,
+            )?);
             let request = driver.begin(&operation)?;
             let mut receiver = Receiver::default();
             loop {

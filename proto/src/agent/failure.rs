@@ -110,6 +110,8 @@ pub enum Refused {
     Length(&'static str, usize),
     /// A session has 2 to 255 members.
     Members,
+    /// This player's addresses are told to nobody.
+    Hidden,
 }
 
 impl fmt::Display for Refused {
@@ -130,6 +132,9 @@ impl fmt::Display for Refused {
                     "{what} must have 1 to {max} bytes; shorten it or leave it out"
                 )
             }
+            Self::Hidden => f.write_str(
+                "this player goes through the relay only; choose another path policy to connect directly",
+            ),
             Self::Members => f.write_str("a session has 2 to 255 members; choose such a number"),
         }
     }
