@@ -20,9 +20,10 @@ pub struct Player {
     /// Whether the ports of a member whose NAT gives them out at random are guessed, with at most 1,024 small packets to that
     /// member's public address. Works with carriers that give each customer a block of ports.
     pub guesses_ports: bool,
-    /// A UDP port that the router forwards to [`Player::local_port`], if the player has set that up.
+    /// A port of the public address that the router forwards to [`Player::local_port`], UDP, TCP or both, if the player has set that
+    /// up; or the local port itself if there is no NAT.
     pub reachable_port: Option<u16>,
-    /// The UDP port of this machine to use; 0 for any.
+    /// The port of this machine to use; 0 for any.
     pub local_port: u16,
     /// Up to 64 bytes that the other members see, a name for instance.
     pub data: Vec<u8>,

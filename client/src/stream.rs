@@ -53,10 +53,10 @@ struct End {
 }
 
 impl End {
-    fn open(server: SocketAddr) -> io::Result<Self> {
+    fn open(server: SocketAddr, port: u16) -> io::Result<Self> {
         let any: SocketAddr = match server {
-            SocketAddr::V4(_) => ([0; 4], 0).into(),
-            SocketAddr::V6(_) => ([0; 16], 0).into(),
+            SocketAddr::V4(_) => ([0; 4], port).into(),
+            SocketAddr::V6(_) => ([0; 16], port).into(),
         };
         let socket = reusable(any)?;
         socket.listen(i32::try_from(UNPROVEN_MAX).unwrap_or(i32::MAX))?;
@@ -85,7 +85,12 @@ pub(crate) fn connect(
     deadline: Instant,
 ) -> Result<ConnectedStream, Error> {
     let server = driver.server();
-    let end = End::open(server)?;
+    // What is forwarded leads to the port that the datagrams have, too.
+    let port = match reachable_port {
+        Some(_) => driver.local_addr()?.port(),
+        None => 0,
+    };
+    let end = End::open(server, port)?;
     let observed = observe(driver, peer, &end, server, reachable_port)?;
     let introduction = await_introduction(driver, peer, deadline)?;
     let began = driver.instant(introduction.start);

@@ -1,5 +1,6 @@
 //! One meeting: the server and two players, as processes in a laboratory, and what the players report.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -20,10 +21,16 @@ pub struct Programs {
 /// What one player reports of a conversation.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Meeting {
-    /// `direct` or `relayed`, when the conversation began.
+    /// `direct`, `relayed` or `unreachable`, when the conversation began.
     pub path: String,
     /// Milliseconds from being seated, and knowing the other, to the direct path, if there is one.
     pub connect_ms: Option<u64>,
+    /// What became of each strategy, by its name.
+    pub strategies: BTreeMap<String, String>,
+    /// The strategy that led to a stream, if one was asked for and came about.
+    pub stream: Option<String>,
+    /// When the stream's common start was on this host's clock, Unix microseconds.
+    pub stream_began_us: Option<i64>,
     /// Datagrams sent.
     pub sent: u32,
     /// Datagrams that came, each counted once.
@@ -58,6 +65,19 @@ pub fn meet(
     server_options: &[&str],
     player_options: &[&str],
 ) -> Result<[Meeting; 2], LabError> {
+    meet_as(programs, (a, b), server_options, [player_options; 2])
+}
+
+/// As [`meet`], with options of each player's own.
+///
+/// # Errors
+/// As [`meet`].
+pub fn meet_as(
+    programs: &Programs,
+    (a, b): (Nat, Nat),
+    server_options: &[&str],
+    [host_options, guest_options]: [&[&str]; 2],
+) -> Result<[Meeting; 2], LabError> {
     let lab = Lab::new(a, b)?;
     let scratch = Scratch::new()?;
     let address = format!("{}:3478", Lab::SERVER_IP);
@@ -70,16 +90,16 @@ pub fn meet(
     )?;
     await_line(&mut server, "listening udp")?;
     let code_file = scratch.0.join("code");
-    let player = |side, role| {
+    let player = |side, role, options: &[&str]| {
         let mut command = lab.in_player(side, &programs.player);
         command
             .args([role, "--server", &address, "--code-file"])
             .arg(&code_file)
-            .args(player_options);
+            .args(options);
         spawn(&mut command)
     };
-    let host = player(Side::A, "host")?;
-    let guest = player(Side::B, "join")?;
+    let host = player(Side::A, "host", host_options)?;
+    let guest = player(Side::B, "join", guest_options)?;
     Ok([report(host, "the host")?, report(guest, "the guest")?])
 }
 

@@ -173,12 +173,15 @@ impl Agent {
         self.handle_timeout(now);
     }
 
-    /// The port near which to guess the peer's, if that is wanted, its NAT gives each flow a random one, and the own does not.
+    /// The port near which to guess the peer's, if that is wanted, its NAT gives each flow another one, and the own does not. What
+    /// looks like a step may be chance in a small range.
     fn guess_from(&self, fields: &Fields<'_>) -> Option<u16> {
-        let own_is_known = self.mapping.is_some_and(|own| !own.random);
+        let own_is_known = self.mapping.is_some_and(|own| !own.random && own.step == 0);
         fields
             .nat_mapping
-            .filter(|peer| peer.random && own_is_known && self.config.guesses_ports)
+            .filter(|peer| {
+                (peer.random || peer.step != 0) && own_is_known && self.config.guesses_ports
+            })
             .map(|peer| peer.last_port)
     }
 }

@@ -285,7 +285,7 @@ impl Lobby {
                 if let Some(port) = peer.reachable_port {
                     out.xor_addr(attr::REACHABLE_ADDRESS, mapped.with_port(port), id);
                 }
-                if let Some(nat) = peer.nat.filter(|nat| nat.random) {
+                if let Some(nat) = peer.nat.filter(|nat| nat.random || nat.step != 0) {
                     out.attribute(attr::NAT_MAPPING, &nat.to_bytes());
                 }
                 for port in peer.nat.iter().flat_map(|nat| nat.predicted_ports()) {
