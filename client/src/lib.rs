@@ -31,6 +31,7 @@ mod driver;
 mod error;
 mod link;
 mod list;
+mod nat_report;
 mod session;
 mod stream;
 
@@ -38,6 +39,7 @@ pub use config::{HostConfig, JoinConfig, Player};
 pub use error::Error;
 pub use link::Link;
 pub use list::list;
+pub use nat_report::{Behaviour, NatReport, nat_report};
 pub use session::{Member, Session};
 pub use stream::ConnectedStream;
 pub use waypost_proto::agent::{

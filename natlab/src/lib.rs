@@ -16,5 +16,5 @@
 mod meeting;
 mod namespace;
 
-pub use meeting::{Meeting, Programs, meet, meet_as};
+pub use meeting::{Meeting, Programs, examine, meet, meet_as};
 pub use namespace::{Lab, LabError, Nat, Side, can_run};

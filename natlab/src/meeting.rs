@@ -80,15 +80,8 @@ pub fn meet_as(
 ) -> Result<[Meeting; 2], LabError> {
     let lab = Lab::new(a, b)?;
     let scratch = Scratch::new()?;
-    let address = format!("{}:3478", Lab::SERVER_IP);
-    let mut server = spawn(
-        lab.in_public(&programs.server)
-            .args(["--listen", &address, "--admin", "off", "--shards", "2"])
-            .args(["--log-level", "error", "--state-dir"])
-            .arg(&scratch.0)
-            .args(server_options),
-    )?;
-    await_line(&mut server, "listening udp")?;
+    let address = server_address();
+    let _server = start_server(&lab, &programs.server, &scratch, server_options)?;
     let code_file = scratch.0.join("code");
     let player = |side, role, options: &[&str]| {
         let mut command = lab.in_player(side, &programs.player);
@@ -101,6 +94,48 @@ pub fn meet_as(
     let host = player(Side::A, "host", host_options)?;
     let guest = player(Side::B, "join", guest_options)?;
     Ok([report(host, "the host")?, report(guest, "the guest")?])
+}
+
+/// What the doctor says from behind this NAT of a server with two addresses.
+///
+/// # Errors
+/// What could not be set up, or that the doctor found no server.
+pub fn examine(server: &Path, doctor: &Path, nat: Nat) -> Result<String, LabError> {
+    let lab = Lab::new(nat, Nat::PortRestricted)?;
+    let scratch = Scratch::new()?;
+    let two = ["--alternate-ip", Lab::SECOND_SERVER_IP];
+    let _server = start_server(&lab, server, &scratch, &two)?;
+    let output = lab
+        .in_player(Side::A, doctor)
+        .arg(server_address())
+        .output()
+        .map_err(|error| LabError(error.to_string()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(LabError(format!("the doctor said '{said}'")));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn server_address() -> String {
+    format!("{}:3478", Lab::SERVER_IP)
+}
+
+fn start_server(
+    lab: &Lab,
+    program: &Path,
+    scratch: &Scratch,
+    options: &[&str],
+) -> Result<Guarded, LabError> {
+    let mut server = spawn(
+        lab.in_public(program)
+            .args(["--listen", &server_address(), "--admin", "off"])
+            .args(["--shards", "2", "--log-level", "error", "--state-dir"])
+            .arg(&scratch.0)
+            .args(options),
+    )?;
+    await_line(&mut server, "listening udp")?;
+    Ok(server)
 }
 
 fn spawn(command: &mut Command) -> Result<Guarded, LabError> {
