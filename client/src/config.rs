@@ -23,6 +23,8 @@ pub struct Player {
     /// A port of the public address that the router forwards to [`Player::local_port`], UDP, TCP or both, if the player has set that
     /// up; or the local port itself if there is no NAT.
     pub reachable_port: Option<u16>,
+    /// Whether the router is asked for such a port, by PCP or NAT-PMP. Takes up to some seconds if it knows neither.
+    pub maps_port: bool,
     /// The port of this machine to use; 0 for any.
     pub local_port: u16,
     /// Up to 64 bytes that the other members see, a name for instance.
@@ -45,6 +47,7 @@ impl Player {
             strategies: Strategies::ALL,
             guesses_ports: false,
             reachable_port: None,
+            maps_port: false,
             local_port: 0,
             data: Vec::new(),
             probing: None,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 use waypost_proto::addr::Addr;
 use waypost_proto::agent::{
-    Agent, Attempt, Config, Event, Failure, ListedSession, NoPath, Refused, RequestId,
+    Agent, Attempt, Config, Event, Failure, ListedSession, NoPath, PathPolicy, Refused, RequestId,
     SessionEvent, Strategy,
 };
 use waypost_proto::time::Millis;
@@ -20,6 +20,7 @@ use waypost_proto::wire::native::{LeaveReason, SeatId};
 
 use crate::error::Error;
 use crate::link::Inbox;
+use crate::port_mapping::PortMapping;
 
 /// The longest sleep.
 const NAP: Duration = Duration::from_millis(50);
@@ -74,6 +75,8 @@ pub(crate) struct Core {
 /// A socket and an agent.
 pub(crate) struct Driver {
     socket: UdpSocket,
+    /// Given back when this is dropped.
+    _mapping: Option<PortMapping>,
     server: SocketAddr,
     usual_ttl: u32,
     is_ipv4: bool,
@@ -85,7 +88,12 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// Opens a socket of the server's family for an agent.
-    pub(crate) fn open(server: SocketAddr, mut config: Config, port: u16) -> Result<Self, Error> {
+    pub(crate) fn open(
+        server: SocketAddr,
+        mut config: Config,
+        port: u16,
+        maps_port: bool,
+    ) -> Result<Self, Error> {
         let is_ipv4 = Addr::new(server).is_ipv4();
         let any: IpAddr = if is_ipv4 {
             Ipv4Addr::UNSPECIFIED.into()
@@ -102,10 +110,18 @@ impl Driver {
         config.local_addresses = local_address(server, socket.local_addr()?.port())
             .into_iter()
             .collect();
+        let hides = config.policy == PathPolicy::RelayOnly;
+        let mapping = (maps_port && !hides)
+            .then(|| PortMapping::request(socket.local_addr().ok()?.port()))
+            .flatten();
+        if let Some(mapping) = &mapping {
+            config.reachable_port = Some(mapping.external_port);
+        }
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self {
             socket,
+            _mapping: mapping,
             server,
             usual_ttl,
             is_ipv4,

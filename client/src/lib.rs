@@ -32,6 +32,7 @@ mod error;
 mod link;
 mod list;
 mod nat_report;
+mod port_mapping;
 mod session;
 mod stream;
 

@@ -32,7 +32,7 @@ fn list_from(
 ) -> Result<Vec<ListedSession>, Error> {
     let mut config = player.agent_config(server);
     config.probing = Probing::Off;
-    let driver = Driver::open(server, config, 0)?;
+    let driver = Driver::open(server, config, 0, false)?;
     let mut receiver = Receiver::default();
     let mut all = Vec::new();
     let mut cursor = None;

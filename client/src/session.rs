@@ -106,6 +106,7 @@ impl Session {
                 server,
                 player.agent_config(server),
                 player.local_port,
+                player.maps_port,
             )?);
             let request = driver.begin(&operation)?;
             let mut receiver = Receiver::default();

@@ -96,7 +96,7 @@ impl Guesses {
     /// The port of the guess of this number: ever farther from the middle, on both sides.
     fn port(&self, number: u32) -> Option<u16> {
         let distance = i32::try_from(number / 2 + 1).ok()?;
-        let side = if number % 2 == 0 { 1 } else { -1 };
+        let side = if number.is_multiple_of(2) { 1 } else { -1 };
         let port = i32::from(self.around.port()) + side * distance;
         u16::try_from(port).ok().filter(|port| *port >= 1024)
     }
