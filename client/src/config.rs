@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::conduit::TurnServer;
 use waypost_proto::agent::{self, Config, Credential, PathPolicy, Probing, Strategies, Strategy};
 
 /// The standard port of a server's main socket, whose second vantage port is the next one.
@@ -25,6 +26,9 @@ pub struct Player {
     pub reachable_port: Option<u16>,
     /// Whether the router is asked for such a port, by PCP or NAT-PMP. Takes up to some seconds if it knows neither.
     pub maps_port: bool,
+    /// A TURN server that everything of the session goes through, other members' data and the rendezvous: for networks that block
+    /// UDP, and for those who want to show that server's address instead of their own.
+    pub turn: Option<TurnServer>,
     /// The port of this machine to use; 0 for any.
     pub local_port: u16,
     /// Up to 64 bytes that the other members see, a name for instance.
@@ -48,6 +52,7 @@ impl Player {
             guesses_ports: false,
             reachable_port: None,
             maps_port: false,
+            turn: None,
             local_port: 0,
             data: Vec::new(),
             probing: None,

@@ -18,6 +18,8 @@ use waypost_proto::agent::{
 use waypost_proto::time::Millis;
 use waypost_proto::wire::native::{LeaveReason, SeatId};
 
+use crate::conduit::Conduit;
+use crate::config::Player;
 use crate::error::Error;
 use crate::link::Inbox;
 use crate::port_mapping::PortMapping;
@@ -74,7 +76,7 @@ pub(crate) struct Core {
 
 /// A socket and an agent.
 pub(crate) struct Driver {
-    socket: UdpSocket,
+    socket: Conduit,
     /// Given back when this is dropped.
     _mapping: Option<PortMapping>,
     server: SocketAddr,
@@ -91,8 +93,7 @@ impl Driver {
     pub(crate) fn open(
         server: SocketAddr,
         mut config: Config,
-        port: u16,
-        maps_port: bool,
+        player: &Player,
     ) -> Result<Self, Error> {
         let is_ipv4 = Addr::new(server).is_ipv4();
         let any: IpAddr = if is_ipv4 {
@@ -100,20 +101,28 @@ impl Driver {
         } else {
             Ipv6Addr::UNSPECIFIED.into()
         };
-        let socket = UdpSocket::bind((any, port))?;
-        let options = SockRef::from(&socket);
-        let usual_ttl = if is_ipv4 {
-            options.ttl_v4()?
-        } else {
-            options.unicast_hops_v6()?
+        let socket = match &player.turn {
+            Some(turn) => Conduit::open_turn(turn)?,
+            None => Conduit::Socket(UdpSocket::bind((any, player.local_port))?),
         };
-        config.local_addresses = local_address(server, socket.local_addr()?.port())
+        let usual_ttl = match socket.socket().map(SockRef::from) {
+            Some(options) if is_ipv4 => options.ttl_v4()?,
+            Some(options) => options.unicast_hops_v6()?,
+            None => 0,
+        };
+        // Who is behind a TURN server can be reached there only.
+        let local_port = match &socket {
+            Conduit::Socket(socket) => Some(socket.local_addr()?.port()),
+            Conduit::Turn(_) => None,
+        };
+        config.local_addresses = local_port
+            .and_then(|port| local_address(server, port))
             .into_iter()
             .collect();
         let hides = config.policy == PathPolicy::RelayOnly;
-        let mapping = (maps_port && !hides)
-            .then(|| PortMapping::request(socket.local_addr().ok()?.port()))
-            .flatten();
+        let mapping = local_port
+            .filter(|_| player.maps_port && !hides)
+            .and_then(PortMapping::request);
         if let Some(mapping) = &mapping {
             config.reachable_port = Some(mapping.external_port);
         }
@@ -274,6 +283,8 @@ impl Driver {
             // An address that cannot be reached from here is the same as a datagram lost on the way.
             match transmit.ttl {
                 None => drop(self.socket.send_to(&transmit.bytes, to)),
+                // What dies on the way opens nothing that a TURN server has not opened.
+                Some(_) if self.socket.socket().is_none() => {}
                 Some(ttl) => {
                     if self.set_ttl(u32::from(ttl)).is_ok() {
                         drop(self.socket.send_to(&transmit.bytes, to));
@@ -309,7 +320,10 @@ impl Driver {
     }
 
     fn set_ttl(&self, ttl: u32) -> io::Result<()> {
-        let options = SockRef::from(&self.socket);
+        let Some(socket) = self.socket.socket() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let options = SockRef::from(socket);
         if self.is_ipv4 {
             options.set_ttl_v4(ttl)
         } else {

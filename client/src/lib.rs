@@ -26,6 +26,7 @@
 
 #![forbid(unsafe_code)]
 
+mod conduit;
 mod config;
 mod driver;
 mod error;
@@ -36,6 +37,7 @@ mod port_mapping;
 mod session;
 mod stream;
 
+pub use conduit::TurnServer;
 pub use config::{HostConfig, JoinConfig, Player};
 pub use error::Error;
 pub use link::Link;

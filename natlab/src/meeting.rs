@@ -82,6 +82,12 @@ pub fn meet_as(
     let scratch = Scratch::new()?;
     let address = server_address();
     let _server = start_server(&lab, &programs.server, &scratch, server_options)?;
+    let relay = format!("{}:3478", Lab::SECOND_SERVER_IP);
+    // The laboratory's addresses are those of documentation, which no public server relays to.
+    let account = ["--user", "ann:sesame", "--allow-peer", "203.0.113.0/24"];
+    let listen = ["--listen", &relay, "--allow-peer", "198.51.100.0/24"];
+    let turn = [account, listen].concat();
+    let _turn = start(&lab, &programs.server, &scratch.0.join("turn"), &turn)?;
     let code_file = scratch.0.join("code");
     let player = |side, role, options: &[&str]| {
         let mut command = lab.in_player(side, &programs.player);
@@ -127,11 +133,16 @@ fn start_server(
     scratch: &Scratch,
     options: &[&str],
 ) -> Result<Guarded, LabError> {
+    let listen = ["--listen", &server_address()];
+    start(lab, program, &scratch.0, &[&listen[..], options].concat())
+}
+
+fn start(lab: &Lab, program: &Path, state: &Path, options: &[&str]) -> Result<Guarded, LabError> {
     let mut server = spawn(
         lab.in_public(program)
-            .args(["--listen", &server_address(), "--admin", "off"])
+            .args(["--admin", "off"])
             .args(["--shards", "2", "--log-level", "error", "--state-dir"])
-            .arg(&scratch.0)
+            .arg(state)
             .args(options),
     )?;
     await_line(&mut server, "listening udp")?;

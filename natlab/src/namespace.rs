@@ -26,6 +26,8 @@ pub enum Nat {
     Forwarded,
     /// Port-restricted, with a firewall that lets UDP through to and from the server only.
     NoUdp,
+    /// Symmetric, with a firewall that lets no UDP through at all.
+    OnlyTcp,
     /// Port-restricted, with a firewall that lets TCP through to and from the server only.
     NoTcp,
     /// Symmetric, with a firewall that lets UDP through to and from the server only.
@@ -53,7 +55,9 @@ impl Nat {
 
     fn rules(self, player: &str) -> String {
         let masquerade = match self {
-            Self::Symmetric | Self::Forwarded | Self::SymmetricNoUdp => "masquerade fully-random",
+            Self::Symmetric | Self::Forwarded | Self::SymmetricNoUdp | Self::OnlyTcp => {
+                "masquerade fully-random"
+            }
             Self::PortBlock => "meta l4proto { tcp, udp } masquerade to :20480-20735 fully-random",
             _ => "masquerade",
         };
@@ -76,6 +80,10 @@ impl Nat {
             Self::NoTcp => Some("tcp"),
             _ => None,
         };
+        let all_udp = match self {
+            Self::OnlyTcp => "meta l4proto udp drop;",
+            _ => "",
+        };
         let forward = blocked.map_or(String::new(), |protocol| {
             let server = Lab::SERVER_IP;
             format!("meta l4proto {protocol} ip daddr != {server} ip saddr != {server} drop;")
@@ -84,7 +92,7 @@ impl Nat {
             "table ip natlab {{
                 chain prerouting {{ type nat hook prerouting priority -100; {prerouting} }}
                 chain postrouting {{ type nat hook postrouting priority 100; oifname wan {masquerade}; }}
-                chain forward {{ type filter hook forward priority 0; {forward} }}
+                chain forward {{ type filter hook forward priority 0; {all_udp} {forward} }}
                 chain input {{ type filter hook input priority 0; {input} }}
             }}"
         )
@@ -102,6 +110,7 @@ impl fmt::Display for Nat {
             Self::PortBlock => "port block",
             Self::Forwarded => "symmetric with a forwarded port",
             Self::NoUdp => "no UDP but to the server",
+            Self::OnlyTcp => "symmetric, no UDP",
             Self::NoTcp => "no TCP but to the server",
             Self::SymmetricNoUdp => "symmetric, no UDP but to the server",
         })

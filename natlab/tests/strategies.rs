@@ -165,3 +165,20 @@ fn the_relay_connects_two_for_whom_there_is_no_other_way() {
     let others = [["udp-punch", "udp-punch"], ["direct", "reverse"]];
     assert_closed(nats, [&[], &[]], &others, true);
 }
+
+#[test]
+fn turn_over_tcp_connects_one_whose_network_has_no_udp() {
+    let nats = (Nat::OnlyTcp, Nat::Symmetric);
+    let turn: Options = &["--turn", "203.0.113.2:3478"];
+    assert!(turn[1].starts_with(Lab::SECOND_SERVER_IP));
+    let relay_or_punch = "udp-punch,relay";
+    let Some(meetings) = meet(nats, [relay_or_punch; 2], [&[turn], &[]]) else {
+        return;
+    };
+    for meeting in &meetings {
+        assert!(
+            meeting.sent > 0 && meeting.received == meeting.sent,
+            "{meetings:?}"
+        );
+    }
+}

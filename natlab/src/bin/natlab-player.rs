@@ -3,17 +3,19 @@
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, io, process, thread};
 
 use waypost_client::{
     Attempt, HostConfig, JoinConfig, Link, Path, PathPolicy, Player, Progress, Session,
-    SessionEvent, Strategies, Strategy,
+    SessionEvent, Strategies, Strategy, TurnServer,
 };
 
 const USAGE: &str = "usage: natlab-player host|join --server HOST:PORT --code-file FILE
     [--policy direct-first|relay-first|relay-only|direct-only]   how data may travel (direct-first)
     [--strategies LIST]  of direct, reverse, udp-punch, tcp-punch, relay; separated by commas (all)
+    [--turn HOST:PORT]   a TURN server to go through, over TCP, as the account ann with the password sesame (none)
     [--guess yes|no]     whether ports of a NAT that gives them out at random are guessed (no)
     [--local-port N]     the UDP port of this host (any)
     [--reachable-port N] a forwarded port of the public address (none)
@@ -40,6 +42,7 @@ struct Options {
     code_file: String,
     policy: PathPolicy,
     strategies: Strategies,
+    turn: Option<SocketAddr>,
     guesses: bool,
     local_port: u16,
     reachable_port: Option<u16>,
@@ -62,6 +65,7 @@ fn options() -> Option<Options> {
         code_file: String::new(),
         policy: PathPolicy::DirectFirst,
         strategies: Strategies::ALL,
+        turn: None,
         guesses: false,
         local_port: 0,
         reachable_port: None,
@@ -92,6 +96,7 @@ fn options() -> Option<Options> {
                     Some(set.with(Strategy::ALL.into_iter().find(named)?))
                 })?;
             }
+            "--turn" => options.turn = Some(value.parse().ok()?),
             "--guess" => options.guesses = value == "yes",
             "--stream" => options.stream = value == "yes",
             "--local-port" => options.local_port = value.parse().ok()?,
@@ -125,6 +130,12 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     let player = Player {
         policy: options.policy,
         strategies: options.strategies,
+        turn: options.turn.map(|address| TurnServer {
+            address,
+            tcp: true,
+            username: "ann".to_owned(),
+            password: "sesame".to_owned(),
+        }),
         guesses_ports: options.guesses,
         local_port: options.local_port,
         reachable_port: options.reachable_port,
