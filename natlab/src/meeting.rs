@@ -88,6 +88,15 @@ pub fn meet_as(
     let listen = ["--listen", &relay, "--allow-peer", "198.51.100.0/24"];
     let turn = [account, listen].concat();
     let _turn = start(&lab, &programs.server, &scratch.0.join("turn"), &turn)?;
+    let mut gateways = Vec::new();
+    for (side, nat) in [(Side::A, a), (Side::B, b)] {
+        if nat == Nat::Forwarding {
+            let program = programs.server.with_file_name("natlab-gateway");
+            let mut gateway = spawn(&mut lab.in_gateway(side, &program))?;
+            await_line(&mut gateway, "listening")?;
+            gateways.push(gateway);
+        }
+    }
     let code_file = scratch.0.join("code");
     let player = |side, role, options: &[&str]| {
         let mut command = lab.in_player(side, &programs.player);

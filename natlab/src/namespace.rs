@@ -24,6 +24,8 @@ pub enum Nat {
     PortBlock,
     /// As symmetric, with one port forwarded to the player: [`Lab::FORWARDED_PORT`], UDP and TCP.
     Forwarded,
+    /// As symmetric, with a gateway that forwards a port to whoever asks for one by PCP.
+    Forwarding,
     /// Port-restricted, with a firewall that lets UDP through to and from the server only.
     NoUdp,
     /// Symmetric, with a firewall that lets no UDP through at all.
@@ -55,9 +57,11 @@ impl Nat {
 
     fn rules(self, player: &str) -> String {
         let masquerade = match self {
-            Self::Symmetric | Self::Forwarded | Self::SymmetricNoUdp | Self::OnlyTcp => {
-                "masquerade fully-random"
-            }
+            Self::Symmetric
+            | Self::Forwarded
+            | Self::SymmetricNoUdp
+            | Self::OnlyTcp
+            | Self::Forwarding => "masquerade fully-random",
             Self::PortBlock => "meta l4proto { tcp, udp } masquerade to :20480-20735 fully-random",
             _ => "masquerade",
         };
@@ -111,6 +115,7 @@ impl fmt::Display for Nat {
             Self::Forwarded => "symmetric with a forwarded port",
             Self::NoUdp => "no UDP but to the server",
             Self::OnlyTcp => "symmetric, no UDP",
+            Self::Forwarding => "symmetric, forwards on request",
             Self::NoTcp => "no TCP but to the server",
             Self::SymmetricNoUdp => "symmetric, no UDP but to the server",
         })
@@ -218,6 +223,12 @@ impl Lab {
     #[must_use]
     pub fn in_player(&self, side: Side, program: &std::path::Path) -> Command {
         self.inside(&format!("player-{}", letter(side)), program)
+    }
+
+    /// A command on the gateway that a player's network has to the public one.
+    #[must_use]
+    pub fn in_gateway(&self, side: Side, program: &std::path::Path) -> Command {
+        self.inside(&format!("gateway-{}", letter(side)), program)
     }
 
     fn inside(&self, name: &str, program: &std::path::Path) -> Command {

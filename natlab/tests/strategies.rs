@@ -182,3 +182,17 @@ fn turn_over_tcp_connects_one_whose_network_has_no_udp() {
         );
     }
 }
+
+#[test]
+fn direct_reaches_a_port_that_the_router_was_asked_for() {
+    let nats = (Nat::Symmetric, Nat::Forwarding);
+    let asks: Options = &["--map-port", "yes"];
+    let Some(meetings) = meet(nats, ["direct"; 2], [&[], &[asks]]) else {
+        return;
+    };
+    assert!(is_direct(&meetings), "{meetings:?}");
+    assert!(worked(&meetings[0], "direct"), "{meetings:?}");
+    // Without asking nothing of that is so.
+    let others = [["direct", "direct"], ["udp-punch", "udp-punch"]];
+    assert_closed(nats, [&[], &[]], &others, true);
+}

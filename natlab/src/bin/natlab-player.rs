@@ -19,6 +19,7 @@ const USAGE: &str = "usage: natlab-player host|join --server HOST:PORT --code-fi
     [--guess yes|no]     whether ports of a NAT that gives them out at random are guessed (no)
     [--local-port N]     the UDP port of this host (any)
     [--reachable-port N] a forwarded port of the public address (none)
+    [--map-port yes|no]  whether the router is asked to forward a port (no)
     [--stream yes|no]    whether to connect a TCP stream instead of exchanging datagrams (no)
     [--count N]          datagrams to send (200)
     [--interval-ms N]    between two of them (10)
@@ -43,6 +44,7 @@ struct Options {
     policy: PathPolicy,
     strategies: Strategies,
     turn: Option<SocketAddr>,
+    maps_port: bool,
     guesses: bool,
     local_port: u16,
     reachable_port: Option<u16>,
@@ -66,6 +68,7 @@ fn options() -> Option<Options> {
         policy: PathPolicy::DirectFirst,
         strategies: Strategies::ALL,
         turn: None,
+        maps_port: false,
         guesses: false,
         local_port: 0,
         reachable_port: None,
@@ -97,6 +100,7 @@ fn options() -> Option<Options> {
                 })?;
             }
             "--turn" => options.turn = Some(value.parse().ok()?),
+            "--map-port" => options.maps_port = value == "yes",
             "--guess" => options.guesses = value == "yes",
             "--stream" => options.stream = value == "yes",
             "--local-port" => options.local_port = value.parse().ok()?,
@@ -136,6 +140,7 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
             username: "ann".to_owned(),
             password: "sesame".to_owned(),
         }),
+        maps_port: options.maps_port,
         guesses_ports: options.guesses,
         local_port: options.local_port,
         reachable_port: options.reachable_port,

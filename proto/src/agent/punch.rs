@@ -662,7 +662,7 @@ pub(super) fn may_try(addr: Addr, server: Addr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ledger::BUDGET_PER_ADDRESS;
+    use super::super::ledger::{BUDGET_PER_ADDRESS, BUDGET_PER_MINUTE};
     use super::*;
     use crate::wire::join_code::JoinCode;
     use crate::wire::native::SeatId;
@@ -726,6 +726,56 @@ mod tests {
         }
         assert!(sent.values().all(|n| *n <= BUDGET_PER_ADDRESS), "{sent:?}");
         assert!(sent[&addr("203.0.113.1:5000")] == BUDGET_PER_ADDRESS);
+    }
+
+    /// A server that has the key introduces ever new members, all of them at addresses of one victim.
+    #[test]
+    fn a_hostile_server_cannot_spend_more_than_the_budget_of_a_minute() {
+        let mut rng = StdRng::seed_from_u64(4);
+        let mut ledger = Ledger::new(Millis(0), [1; 4]);
+        let server = addr("198.51.100.1:3478");
+        let own = SeatHandle {
+            code: JoinCode::from_bits(1).unwrap(),
+            id: SeatId {
+                seat: 0,
+                generation: 1,
+            },
+        };
+        let victim = addr("203.0.113.1:5000");
+        let mut sent: HashMap<Addr, u32> = HashMap::new();
+        let mut out = VecDeque::new();
+        let mut guesses = 0;
+        let mut punches: VecDeque<Punch> = VecDeque::new();
+        for now in (0..9_990).map(Millis) {
+            let other = victim.with_port(1024 + now.0 as u16);
+            let introduced = Introduced {
+                observed: Some(victim),
+                predicted: vec![other.with_port(20_000 + now.0 as u16)],
+                reachable: vec![other],
+                guess_from: Some(40_000),
+                key: [7; 16],
+                start_in_ms: 0,
+            };
+            let chosen = Strategies::ALL;
+            punches.push_back(Punch::new(now, &introduced, chosen, server, None, &mut rng));
+            // As many as a session has members.
+            punches.truncate(254);
+            for punch in &mut punches {
+                punch.handle_timeout(now, own, 256, &mut ledger, &mut out);
+            }
+            for transmit in out.drain(..) {
+                assert!(transmit.bytes.len() <= 100);
+                if transmit.to.port() >= 39_000 {
+                    guesses += 1;
+                } else {
+                    *sent.entry(transmit.to).or_default() += 1;
+                }
+            }
+        }
+        assert!(sent[&victim] <= BUDGET_PER_ADDRESS);
+        assert!(sent.values().all(|n| *n <= BUDGET_PER_ADDRESS));
+        assert!(sent.values().sum::<u32>() <= BUDGET_PER_MINUTE);
+        assert!(guesses > 0 && guesses <= GUESSES_PER_MINUTE, "{guesses}");
     }
 
     #[test]
