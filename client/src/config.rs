@@ -24,7 +24,8 @@ pub struct Player {
     /// A port of the public address that the router forwards to [`Player::local_port`], UDP, TCP or both, if the player has set that
     /// up; or the local port itself if there is no NAT.
     pub reachable_port: Option<u16>,
-    /// Whether the router is asked for such a port, by PCP or NAT-PMP. Takes up to some seconds if it knows neither.
+    /// Whether the router is asked for such a port, by PCP, NAT-PMP or UPnP. Takes up to some seconds if it knows none of
+    /// them.
     pub maps_port: bool,
     /// A TURN server that everything of the session goes through, other members' data and the rendezvous: for networks that block
     /// UDP, and for those who want to show that server's address instead of their own.

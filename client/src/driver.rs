@@ -22,7 +22,7 @@ use crate::conduit::Conduit;
 use crate::config::Player;
 use crate::error::Error;
 use crate::link::Inbox;
-use crate::port_mapping::PortMapping;
+use crate::port_mapping::Forwarding;
 
 /// The longest sleep.
 const NAP: Duration = Duration::from_millis(50);
@@ -78,7 +78,7 @@ pub(crate) struct Core {
 pub(crate) struct Driver {
     socket: Conduit,
     /// Given back when this is dropped.
-    _mapping: Option<PortMapping>,
+    _mapping: Option<Forwarding>,
     server: SocketAddr,
     usual_ttl: u32,
     is_ipv4: bool,
@@ -122,9 +122,9 @@ impl Driver {
         let hides = config.policy == PathPolicy::RelayOnly;
         let mapping = local_port
             .filter(|_| player.maps_port && !hides)
-            .and_then(PortMapping::request);
+            .and_then(Forwarding::request);
         if let Some(mapping) = &mapping {
-            config.reachable_port = Some(mapping.external_port);
+            config.reachable_port = Some(mapping.external_port());
         }
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;

@@ -36,6 +36,7 @@ mod nat_report;
 mod port_mapping;
 mod session;
 mod stream;
+mod upnp;
 
 pub use conduit::TurnServer;
 pub use config::{HostConfig, JoinConfig, Player};

@@ -1,9 +1,11 @@
-//! Asking the router for a port that it forwards, by PCP (RFC 6887) or its forerunner NAT-PMP (RFC 6886). Sends to the
+//! Asking the router for a port that it forwards, by PCP (RFC 6887), its forerunner NAT-PMP (RFC 6886), or else UPnP. Sends to the
 //! default gateway only, and never waits for it longer than a second and a half for each protocol.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
+
+use crate::upnp::UpnpMapping;
 
 /// Where gateways listen (RFC 6887 section 19.1).
 const GATEWAY_PORT: u16 = 5351;
@@ -21,6 +23,31 @@ const PCP_MAP: u8 = 1;
 const PCP_LEN: usize = 60;
 const NAT_PMP_LEN: usize = 16;
 
+/// A port that the router forwards, in whatever way it was asked. Dropping it gives it back.
+#[derive(Debug)]
+pub(crate) enum Forwarding {
+    Pcp(PortMapping),
+    Upnp(UpnpMapping),
+}
+
+impl Forwarding {
+    /// Asks the default gateway of this machine to forward a port, UDP and if it likes TCP too. `None` if it does not, or if
+    /// there is none that is known.
+    pub(crate) fn request(local_port: u16) -> Option<Self> {
+        let gateway = default_gateway()?;
+        PortMapping::request_of((gateway, GATEWAY_PORT).into(), local_port)
+            .map(Self::Pcp)
+            .or_else(|| UpnpMapping::request(gateway, local_port).map(Self::Upnp))
+    }
+
+    pub(crate) const fn external_port(&self) -> u16 {
+        match self {
+            Self::Pcp(mapping) => mapping.external_port,
+            Self::Upnp(mapping) => mapping.external_port,
+        }
+    }
+}
+
 /// What is forwarded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Protocol {
@@ -34,17 +61,10 @@ pub(crate) struct PortMapping {
     gateway: SocketAddr,
     nonce: [u8; 12],
     local_port: u16,
-    pub(crate) external_port: u16,
+    external_port: u16,
 }
 
 impl PortMapping {
-    /// Asks the default gateway of this machine to forward a port, UDP and if it likes TCP too. `None` if it does not, or if
-    /// there is none that is known.
-    pub(crate) fn request(local_port: u16) -> Option<Self> {
-        let gateway = default_gateway()?;
-        Self::request_of((gateway, GATEWAY_PORT).into(), local_port)
-    }
-
     fn request_of(gateway: SocketAddr, local_port: u16) -> Option<Self> {
         let mut nonce = [0; 12];
         getrandom::fill(&mut nonce).ok()?;
