@@ -35,6 +35,21 @@ const MESSAGE_MAX: usize = 2_048;
 const READY_MAX: usize = 64;
 
 /// A TURN server, and the account there.
+///
+/// ```no_run
+/// # fn main() -> Result<(), waypost_client::Error> {
+/// use waypost_client::{HostConfig, Session, TurnServer};
+///
+/// let mut config = HostConfig::new("my-game");
+/// config.player.turn = Some(TurnServer {
+///     address: ([203, 0, 113, 9], 3478).into(),
+///     tcp: true,
+///     username: "ann".to_owned(),
+///     password: "sesame".to_owned(),
+/// });
+/// let session = Session::host("203.0.113.5:3478", config)?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct TurnServer {
     /// Its address.

@@ -34,6 +34,20 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 const SERVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A stream, and how it came about.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let session = waypost_client::Session::host("203.0.113.5:3478", waypost_client::HostConfig::new("my-game"))?;
+/// use std::io::Write;
+/// use std::time::Duration;
+///
+/// // Both members do this.
+/// let link = session.link(session.wait_member(None)?)?;
+/// let mut connected = link.connect_stream(Duration::from_secs(10))?;
+/// println!("by {} in {:?}", connected.strategy, connected.took);
+/// connected.stream.write_all(b"a saved game")?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct ConnectedStream {
     /// The connection: blocking, with nothing read from it that the other has sent.
@@ -343,7 +357,12 @@ fn meet(
             .iter_mut()
             .filter_map(|candidate| Some((candidate.look(end.local)?, candidate.strategy)))
             .collect();
-        if listens && let Ok((stream, from)) = end.listener.accept() {
+        // Strangers who come by leave room for the connections of one's own.
+        let has_room = unproven.len() + candidates.len() < UNPROVEN_MAX;
+        if listens
+            && has_room
+            && let Ok((stream, from)) = end.listener.accept()
+        {
             let strategy = match punched {
                 Some(ip) if ip == from.ip() => Strategy::TcpPunch,
                 _ => Strategy::Reverse,

@@ -442,11 +442,15 @@ impl Punch {
         candidate.last_in = now;
         candidate.next = None;
         candidate.openers = OPENER_TTLS.len();
-        if self.chosen.is_none() {
+        let is_shortest = candidate.strategy == Strategy::Direct;
+        let in_use = self.chosen.map(|at| self.candidates[at].strategy);
+        if in_use.is_none() || (is_shortest && in_use != Some(Strategy::Direct)) {
             self.chosen = Some(at);
-            // What the peer was not heard from is not needed any more. What it was heard from, it may have chosen.
+            // What the peer was not heard from is not needed any more, unless it is better. What it was heard from, it may have
+            // chosen.
             for other in &mut self.candidates {
-                if !other.heard || other.proven {
+                let is_better = other.strategy == Strategy::Direct && !is_shortest;
+                if other.proven || !(other.heard || is_better) {
                     other.next = None;
                     other.openers = OPENER_TTLS.len();
                 }
@@ -839,6 +843,44 @@ mod tests {
             let message = Message::parse(&answer).unwrap();
             assert_eq!(punch.on_answer(Millis(40), from, &message), ok);
             assert_eq!(punch.state() == DirectState::Proven, ok);
+        }
+    }
+
+    #[test]
+    fn an_address_on_the_same_network_takes_the_place_of_a_punched_one() {
+        let mut rng = StdRng::seed_from_u64(5);
+        let mut ledger = Ledger::new(Millis(0), [1; 4]);
+        let own = SeatHandle {
+            code: JoinCode::from_bits(1).unwrap(),
+            id: SeatId {
+                seat: 0,
+                generation: 1,
+            },
+        };
+        let (punched, near) = (addr("203.0.113.1:5000"), addr("192.168.0.7:5000"));
+        let introduced = Introduced {
+            observed: Some(punched),
+            reachable: vec![near],
+            key: [7; 16],
+            ..Introduced::default()
+        };
+        let server = addr("198.51.100.1:3478");
+        let chosen = Strategies::ALL;
+        let mut punch = Punch::new(Millis(0), &introduced, chosen, server, None, &mut rng);
+        let mut out = VecDeque::new();
+        punch.handle_timeout(Millis(0), own, 64, &mut ledger, &mut out);
+        for (now, from) in [(40, punched), (60, near), (61, punched)] {
+            let check = out
+                .iter()
+                .find(|transmit| transmit.to == from && transmit.ttl.is_none());
+            let id = Message::parse(&check.unwrap().bytes)
+                .unwrap()
+                .transaction_id();
+            let answer = write_check_answer(id, from, &[7; 16]);
+            let message = Message::parse(&answer).unwrap();
+            assert!(punch.on_answer(Millis(now), from, &message));
+            let best = if now == 40 { punched } else { near };
+            assert_eq!(punch.send_data(Millis(now)), Some(best));
         }
     }
 

@@ -43,6 +43,14 @@ impl fmt::Display for Strategy {
 }
 
 /// A set of strategies.
+///
+/// ```
+/// use waypost_proto::agent::{Strategies, Strategy};
+///
+/// let without_server = Strategies::ALL.without(Strategy::Relay);
+/// assert!(without_server.contains(Strategy::UdpPunch));
+/// assert_ne!(without_server, Strategies::only(Strategy::Direct));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Strategies(u8);
 
@@ -124,6 +132,18 @@ pub enum Progress {
 }
 
 /// Why a strategy does not lead to a member. Its text says what can be done.
+///
+/// ```
+/// use waypost_proto::agent::{Attempt, Progress, Reason, Strategy};
+///
+/// let attempt = Attempt {
+///     strategy: Strategy::UdpPunch,
+///     progress: Progress::Failed { after_ms: 5_500, reason: Reason::NoAnswer },
+/// };
+/// if let Progress::Failed { reason, .. } = attempt.progress {
+///     assert!(reason.to_string().contains("use the relay"));
+/// }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reason {
     /// This player did not choose it.
