@@ -22,6 +22,8 @@ use crate::error::Error;
 const ATTEMPTS_MAX: u32 = 12;
 /// How long one attempt may take: a first segment, and one repetition after a second.
 const ATTEMPT: Duration = Duration::from_millis(2_500);
+/// TTL of a segment that should get beyond the own NAT and not to the peer's.
+const OPENER_TTL: u32 = 2;
 /// Between the end of an attempt and the next.
 const ATTEMPT_GAP: Duration = Duration::from_millis(100);
 /// Between two looks at the sockets: what this adds to the start is far below what networks differ by.
@@ -112,7 +114,13 @@ pub(crate) fn connect(
         let core = driver.lock();
         core.agent.server_unix_ms(introduction.start)
     };
+    // A first segment that dies behind the own NAT opens it, so that it takes the peer's first one for an answer, not for a
+    // stranger's to refuse or to remember. Nobody is told when the socket that sent it is closed.
+    let opener = introduction
+        .observed
+        .and_then(|peer| attempt(end.local, peer.to_socket_addr(), Some(OPENER_TTL)).ok());
     thread::sleep(began.saturating_duration_since(Instant::now()));
+    drop(opener);
     let (stream, strategy) = meet(driver, peer, &end, &introduction, deadline)?;
     // Until now it has kept the NAT's mapping alive.
     drop(observed);
@@ -235,7 +243,9 @@ impl Candidate {
             if self.attempts < ATTEMPTS_MAX && now >= self.next {
                 self.attempts += 1;
                 self.next = now + ATTEMPT_GAP;
-                self.socket = attempt(local, self.addr).ok().map(|socket| (socket, now));
+                self.socket = attempt(local, self.addr, None)
+                    .ok()
+                    .map(|socket| (socket, now));
             }
             return None;
         };
@@ -258,8 +268,13 @@ impl Candidate {
     }
 }
 
-fn attempt(local: SocketAddr, to: SocketAddr) -> io::Result<Socket> {
+fn attempt(local: SocketAddr, to: SocketAddr, ttl: Option<u32>) -> io::Result<Socket> {
     let socket = reusable(local)?;
+    match ttl {
+        Some(ttl) if to.is_ipv4() => socket.set_ttl_v4(ttl)?,
+        Some(hops) => socket.set_unicast_hops_v6(hops)?,
+        None => {}
+    }
     socket.set_nonblocking(true)?;
     match socket.connect(&to.into()) {
         Ok(()) => Ok(socket),

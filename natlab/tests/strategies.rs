@@ -198,3 +198,14 @@ fn direct_reaches_a_port_that_the_router_was_asked_for() {
     let others = [["direct", "direct"], ["udp-punch", "udp-punch"]];
     assert_closed(nats, [&[], &[]], &others, true);
 }
+
+#[test]
+fn tcp_punching_gets_past_nats_that_would_remember_a_stranger() {
+    let nats = (Nat::Remembers, Nat::Remembers);
+    let Some(meetings) = meet(nats, ["tcp-punch"; 2], [&[STREAM], &[STREAM]]) else {
+        return;
+    };
+    for meeting in &meetings {
+        assert_eq!(meeting.stream.as_deref(), Some("tcp-punch"), "{meetings:?}");
+    }
+}
