@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use waypost_proto::agent::{self, Config, Credential, PathPolicy, Probing};
+use crate::conduit::TurnServer;
+use waypost_proto::agent::{self, Config, Credential, PathPolicy, Probing, Strategies, Strategy};
 use waypost_proto::message::Messaging;
 
 /// The standard port of a server's main socket, whose second vantage port is the next one.
@@ -24,6 +25,23 @@ pub struct Player {
     pub application: String,
     /// How data may travel; by default directly where possible.
     pub policy: PathPolicy,
+    /// The ways that are tried, all in parallel; the best one that works is used. [`Strategy::Relay`] left out means
+    /// [`PathPolicy::DirectOnly`], nothing else chosen means [`PathPolicy::RelayOnly`].
+    pub strategies: Strategies,
+    /// Whether the ports of a member whose NAT gives them out at random are guessed, with at most 1,024 small packets to that
+    /// member's public address. Works with carriers that give each customer a block of ports.
+    pub guesses_ports: bool,
+    /// A port of the public address that the router forwards to [`Player::local_port`], UDP, TCP or both, if the player has set that
+    /// up; or the local port itself if there is no NAT.
+    pub reachable_port: Option<u16>,
+    /// Whether the router is asked for such a port, by PCP, NAT-PMP or UPnP. Takes up to some seconds if it knows none of
+    /// them.
+    pub maps_port: bool,
+    /// A TURN server that everything of the session goes through, other members' data and the rendezvous: for networks that block
+    /// UDP, and for those who want to show that server's address instead of their own.
+    pub turn: Option<TurnServer>,
+    /// The port of this machine to use; 0 for any.
+    pub local_port: u16,
     /// Up to 64 bytes that the other members see, a name for instance.
     pub data: Vec<u8>,
     /// When to find out how the NAT maps. `None`: beforehand if the server has the standard port, else once seated.
@@ -44,6 +62,12 @@ impl Player {
         Self {
             application: application.to_owned(),
             policy: PathPolicy::default(),
+            strategies: Strategies::ALL,
+            guesses_ports: false,
+            reachable_port: None,
+            maps_port: false,
+            turn: None,
+            local_port: 0,
             data: Vec::new(),
             probing: None,
             credential: None,
@@ -54,7 +78,16 @@ impl Player {
 
     pub(crate) fn agent_config(&self, server: std::net::SocketAddr) -> Config {
         let mut config = Config::new(server.into(), &self.application);
-        config.policy = self.policy;
+        config.policy = if self.strategies == Strategies::only(Strategy::Relay) {
+            PathPolicy::RelayOnly
+        } else if !self.strategies.contains(Strategy::Relay) {
+            PathPolicy::DirectOnly
+        } else {
+            self.policy
+        };
+        config.strategies = self.strategies;
+        config.guesses_ports = self.guesses_ports;
+        config.reachable_port = self.reachable_port;
         config.member_data.clone_from(&self.data);
         config.probing = self.probing.unwrap_or(match server.port() {
             STANDARD_PORT => Probing::First(STANDARD_PORT + 1),

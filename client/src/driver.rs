@@ -13,14 +13,18 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 use waypost_proto::addr::Addr;
 use waypost_proto::agent::{
-    Agent, Config, Event, Failure, ListedSession, NoPath, Refused, RequestId, SessionEvent,
+    Agent, Attempt, Config, Event, Failure, ListedSession, NoPath, PathPolicy, Refused, RequestId,
+    SessionEvent, Strategy,
 };
-use waypost_proto::message::{Messages, Messaging, frame};
+use waypost_proto::message::{Messages, frame};
 use waypost_proto::time::Millis;
 use waypost_proto::wire::native::{LeaveReason, SeatId};
 
+use crate::conduit::Conduit;
+use crate::config::Player;
 use crate::error::Error;
 use crate::link::Inbox;
+use crate::port_mapping::Forwarding;
 use crate::readiness::Readiness;
 
 /// The longest sleep.
@@ -68,6 +72,8 @@ pub(crate) struct Core {
     pub(crate) end: Option<End>,
     /// When the thread stops even if the server has not answered LEAVE.
     pub(crate) stop_at: Option<Instant>,
+    /// What became of streams to members.
+    pub(crate) streams: HashMap<SeatId, Attempt>,
     outcomes: HashMap<RequestId, Outcome>,
     inboxes: HashMap<SeatId, Arc<Inbox>>,
     readiness: Arc<Readiness>,
@@ -80,7 +86,10 @@ pub(crate) struct Core {
 
 /// A socket and an agent.
 pub(crate) struct Driver {
-    socket: UdpSocket,
+    socket: Conduit,
+    /// Given back when this is dropped.
+    _mapping: Option<Forwarding>,
+    server: SocketAddr,
     usual_ttl: u32,
     is_ipv4: bool,
     started: Instant,
@@ -96,7 +105,7 @@ impl Driver {
     pub(crate) fn open(
         server: SocketAddr,
         mut config: Config,
-        messaging: Option<Messaging>,
+        player: &Player,
     ) -> Result<Self, Error> {
         let is_ipv4 = Addr::new(server).is_ipv4();
         let any: IpAddr = if is_ipv4 {
@@ -104,17 +113,32 @@ impl Driver {
         } else {
             Ipv6Addr::UNSPECIFIED.into()
         };
-        let socket = UdpSocket::bind((any, 0))?;
-        let options = SockRef::from(&socket);
-        let usual_ttl = if is_ipv4 {
-            options.ttl_v4()?
-        } else {
-            options.unicast_hops_v6()?
+        let socket = match &player.turn {
+            Some(turn) => Conduit::open_turn(turn)?,
+            None => Conduit::Socket(UdpSocket::bind((any, player.local_port))?),
         };
-        config.local_addresses = local_address(server, socket.local_addr()?.port())
+        let usual_ttl = match socket.socket().map(SockRef::from) {
+            Some(options) if is_ipv4 => options.ttl_v4()?,
+            Some(options) => options.unicast_hops_v6()?,
+            None => 0,
+        };
+        // Who is behind a TURN server can be reached there only.
+        let local_port = match &socket {
+            Conduit::Socket(socket) => Some(socket.local_addr()?.port()),
+            Conduit::Turn(_) => None,
+        };
+        config.local_addresses = local_port
+            .and_then(|port| local_address(server, port))
             .into_iter()
             .collect();
-        let messages = match messaging {
+        let hides = config.policy == PathPolicy::RelayOnly;
+        let mapping = local_port
+            .filter(|_| player.maps_port && !hides)
+            .and_then(Forwarding::request);
+        if let Some(mapping) = &mapping {
+            config.reachable_port = Some(mapping.external_port());
+        }
+        let messages = match player.messages {
             Some(messaging) => Some(Messages::new(messaging, random_seed()?)),
             None => None,
         };
@@ -122,6 +146,8 @@ impl Driver {
         let seed = random_seed()?;
         Ok(Self {
             socket,
+            _mapping: mapping,
+            server,
             usual_ttl,
             is_ipv4,
             started: Instant::now(),
@@ -131,6 +157,7 @@ impl Driver {
                 messages,
                 end: None,
                 stop_at: None,
+                streams: HashMap::new(),
                 outcomes: HashMap::new(),
                 inboxes: HashMap::new(),
                 readiness: Arc::clone(&readiness),
@@ -142,6 +169,21 @@ impl Driver {
             readiness,
             nonblocking: AtomicBool::new(false),
         })
+    }
+
+    /// The server's address.
+    pub(crate) fn server(&self) -> SocketAddr {
+        self.server
+    }
+
+    /// A time of the agent's on the system's clock.
+    pub(crate) fn instant(&self, at: Millis) -> Instant {
+        self.started + Duration::from_millis(at.0)
+    }
+
+    /// Whether the player wants this way tried.
+    pub(crate) fn is_chosen(&self, strategy: Strategy) -> bool {
+        self.lock().agent.config().strategies.contains(strategy)
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -322,6 +364,8 @@ impl Driver {
             // An address that cannot be reached from here is the same as a datagram lost on the way.
             match transmit.ttl {
                 None => drop(self.socket.send_to(&transmit.bytes, to)),
+                // What dies on the way opens nothing that a TURN server has not opened.
+                Some(_) if self.socket.socket().is_none() => {}
                 Some(ttl) => {
                     if self.set_ttl(u32::from(ttl)).is_ok() {
                         drop(self.socket.send_to(&transmit.bytes, to));
@@ -359,7 +403,10 @@ impl Driver {
     }
 
     fn set_ttl(&self, ttl: u32) -> io::Result<()> {
-        let options = SockRef::from(&self.socket);
+        let Some(socket) = self.socket.socket() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let options = SockRef::from(socket);
         if self.is_ipv4 {
             options.set_ttl_v4(ttl)
         } else {
@@ -377,6 +424,7 @@ impl Driver {
         }
         match event {
             SessionEvent::MemberLeft(id, _) => {
+                core.streams.remove(&id);
                 if let Some(inbox) = core.inboxes.remove(&id) {
                     inbox.close();
                 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 
-use waypost_proto::agent::{Failure, NoPath, Refused, Rejected};
+use waypost_proto::agent::{Failure, NoPath, Reason, Refused, Rejected};
 use waypost_proto::message::NotSent;
 use waypost_proto::wire::native::LeaveReason;
 
@@ -41,6 +41,8 @@ pub enum Error {
     NotSent(NotSent),
     /// The session was made without messages.
     NoMessages,
+    /// No stream to the member came about.
+    NoStream(Reason),
     /// This player left the session.
     Left,
     /// The host or the server has taken the seat away.
@@ -73,6 +75,7 @@ impl fmt::Display for Error {
             Self::NoMessages => f.write_str(
                 "this session was made without messages; set Player::messages, for all members",
             ),
+            Self::NoStream(reason) => write!(f, "no stream to the member: {reason}"),
             Self::Left => f.write_str("this player left the session; host or join again"),
             Self::Removed(reason) => write!(
                 f,
@@ -143,7 +146,7 @@ impl From<Error> for io::Error {
             },
             Error::NoAddress | Error::Refused(_) | Error::NoMessages => io::ErrorKind::InvalidInput,
             Error::Rejected(_) => io::ErrorKind::PermissionDenied,
-            Error::Silent | Error::TimedOut => io::ErrorKind::TimedOut,
+            Error::Silent | Error::TimedOut | Error::NoStream(_) => io::ErrorKind::TimedOut,
             Error::NoPath(NoPath::TooLong) | Error::NotSent(NotSent::TooLong) => {
                 io::ErrorKind::InvalidInput
             }

@@ -29,28 +29,36 @@
 
 #![forbid(unsafe_code)]
 
+mod conduit;
 mod config;
 mod driver;
 mod error;
 mod link;
 mod list;
+mod nat_report;
 mod noray;
 mod packet_handshake;
+mod port_mapping;
 mod readiness;
 mod session;
+mod stream;
+mod upnp;
 
+pub use conduit::TurnServer;
 pub use config::{HostConfig, JoinConfig, Player};
 pub use error::Error;
 pub use link::Link;
 pub use list::list;
+pub use nat_report::{Behaviour, NatReport, nat_report};
 pub use noray::{Introduction, NORAY_PORT, NORAY_REGISTRAR_PORT, Noray};
 pub use packet_handshake::{
     Handshake, HandshakePacket, HandshakeTiming, packet_handshake, packet_handshake_blind,
 };
 pub use session::{Member, Session};
+pub use stream::ConnectedStream;
 pub use waypost_proto::agent::{
-    Credential, Failure, ListFilter, ListedSession, Path, PathPolicy, Probing, Rejected,
-    SessionEvent, describe,
+    Attempt, Credential, Failure, ListFilter, ListedSession, Path, PathPolicy, Probing, Progress,
+    Reason, Rejected, SessionEvent, Strategies, Strategy, describe,
 };
 pub use waypost_proto::message::{
     MESSAGE_MAX, Message, MessageEvent, MessageId, Messaging, NotSent, Service,

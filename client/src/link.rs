@@ -5,12 +5,13 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use waypost_proto::agent::{DATAGRAM_MAX, Path};
+use waypost_proto::agent::{Attempt, DATAGRAM_MAX, Path, Progress, Strategy};
 use waypost_proto::wire::native::SeatId;
 
 use crate::driver::Driver;
 use crate::error::Error;
 use crate::readiness::Readiness;
+use crate::stream::{self, ConnectedStream};
 
 /// Received datagrams that wait for the caller; the oldest are dropped first, as a game wants the newest.
 const INBOX_MAX: usize = 256;
@@ -247,6 +248,54 @@ impl Link {
                 return core.agent.path(self.peer) == Some(Path::Direct);
             }
         }
+    }
+
+    /// Connects a TCP stream to the member, straight through both NATs, within `timeout`. Both have to call this; who calls first
+    /// waits for the other. The server only tells them when to begin and where.
+    ///
+    /// # Errors
+    /// [`Error::NoStream`] with the reason; [`Error::Refused`] if this player goes through the relay only; the server's
+    /// [`Error::Rejected`]; those of the seat.
+    pub fn connect_stream(&self, timeout: Duration) -> Result<ConnectedStream, Error> {
+        let began = Instant::now();
+        let deadline = began + timeout;
+        let reachable_port = self.driver.lock().agent.config().reachable_port;
+        let result = stream::connect(&self.driver, self.peer, reachable_port, deadline);
+        let after_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let attempt = match &result {
+            Ok(connected) => Attempt {
+                strategy: connected.strategy,
+                progress: Progress::Connected {
+                    after_ms: u64::try_from(connected.took.as_millis()).unwrap_or(u64::MAX),
+                },
+            },
+            Err(Error::NoStream(reason)) => Attempt {
+                strategy: Strategy::TcpPunch,
+                progress: Progress::Failed {
+                    after_ms,
+                    reason: *reason,
+                },
+            },
+            Err(_) => return result,
+        };
+        self.driver.lock().streams.insert(self.peer, attempt);
+        result
+    }
+
+    /// What became of each way to the member: whether it was tried, how long it took, and if it does not work, why.
+    #[must_use]
+    pub fn report(&self) -> Vec<Attempt> {
+        let core = self.driver.lock();
+        let mut report = core.agent.report(self.driver.now(), self.peer);
+        if let Some(stream) = core.streams.get(&self.peer)
+            && let Some(entry) = report
+                .iter_mut()
+                .find(|entry| entry.strategy == stream.strategy)
+            && !matches!(entry.progress, Progress::Connected { .. })
+        {
+            *entry = *stream;
+        }
+        report
     }
 
     /// The most bytes that one datagram carries: with all headers it fits every IPv6 path (1,280 bytes, RFC 8200 section

@@ -47,7 +47,13 @@ fn list_from(
 ) -> Result<Vec<ListedSession>, Error> {
     let mut config = player.agent_config(server);
     config.probing = Probing::Off;
-    let driver = Driver::open(server, config, None)?;
+    let player = Player {
+        local_port: 0,
+        maps_port: false,
+        messages: None,
+        ..player.clone()
+    };
+    let driver = Driver::open(server, config, &player)?;
     let mut receiver = Receiver::default();
     let mut all = Vec::new();
     let mut cursor = None;

@@ -157,8 +157,7 @@ impl Session {
         operation: impl Fn(&mut Agent, Millis) -> Result<RequestId, Refused>,
     ) -> Result<Self, Error> {
         first_that_answers(server, |server| {
-            let config = player.agent_config(server);
-            let driver = Arc::new(Driver::open(server, config, player.messages)?);
+            let driver = Arc::new(Driver::open(server, player.agent_config(server), player)?);
             let request = driver.begin(&operation)?;
             let mut receiver = Receiver::default();
             loop {

@@ -16,5 +16,5 @@
 mod meeting;
 mod namespace;
 
-pub use meeting::{ForeignMeeting, Meeting, Programs, meet, meet_foreign};
+pub use meeting::{ForeignMeeting, Meeting, Programs, examine, meet, meet_as, meet_foreign};
 pub use namespace::{Lab, LabError, Nat, Side, can_run};

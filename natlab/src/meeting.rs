@@ -1,5 +1,6 @@
 //! One meeting: the server and two players, as processes in a laboratory, and what the players report.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -21,10 +22,16 @@ pub struct Programs {
 /// What one player reports of a conversation.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 pub struct Meeting {
-    /// `direct` or `relayed`, when the conversation began.
+    /// `direct`, `relayed` or `unreachable`, when the conversation began.
     pub path: String,
     /// Milliseconds from being seated, and knowing the other, to the direct path, if there is one.
     pub connect_ms: Option<u64>,
+    /// What became of each strategy, by its name.
+    pub strategies: BTreeMap<String, String>,
+    /// The strategy that led to a stream, if one was asked for and came about.
+    pub stream: Option<String>,
+    /// When the stream's common start was on this host's clock, Unix microseconds.
+    pub stream_began_us: Option<i64>,
     /// Datagrams sent.
     pub sent: u32,
     /// Datagrams that came, each counted once.
@@ -68,13 +75,22 @@ pub fn meet(
     server_options: &[&str],
     player_options: &[&str],
 ) -> Result<[Meeting; 2], LabError> {
-    let address = format!("{}:3478", Lab::SERVER_IP);
-    let arguments = |role: &'static str| {
-        let mut arguments = vec![role, "--server", &address];
-        arguments.extend(player_options);
-        arguments.into_iter().map(str::to_owned).collect()
-    };
-    run(programs, (a, b), server_options, arguments, "--code-file")
+    meet_as(programs, (a, b), server_options, [player_options; 2])
+}
+
+/// As [`meet`], with options of each player's own.
+///
+/// # Errors
+/// As [`meet`].
+pub fn meet_as(
+    programs: &Programs,
+    nats: (Nat, Nat),
+    server_options: &[&str],
+    player_options: [&[&str]; 2],
+) -> Result<[Meeting; 2], LabError> {
+    let address = server_address();
+    let arguments = player_options.map(|options| [&["--server", &*address], options].concat());
+    run(programs, nats, server_options, arguments, "--code-file")
 }
 
 /// As [`meet`], with players that speak another system's protocol as its plain clients do: `rabid`, `simple` or `godot-p2p`.
@@ -83,52 +99,104 @@ pub fn meet(
 /// What could not be set up, or what the players said instead of a report.
 pub fn meet_foreign(
     programs: &Programs,
-    (a, b): (Nat, Nat),
+    nats: (Nat, Nat),
     dialect: &str,
     server_options: &[&str],
 ) -> Result<[ForeignMeeting; 2], LabError> {
     let address = format!("{}:5555", Lab::SERVER_IP);
     let listen = format!("--{dialect}-listen");
     let options = [&[&*listen, &*address], server_options].concat();
-    let arguments = |role: &'static str| {
-        let arguments = [role, dialect, &address];
-        arguments.map(str::to_owned).to_vec()
-    };
-    run(programs, (a, b), &options, arguments, "--id-file")
+    let arguments = [(); 2].map(|()| vec![dialect, &address]);
+    run(programs, nats, &options, arguments, "--id-file")
 }
 
-/// Lets a host behind the first NAT and a guest behind the second do as `arguments` of their role say; a file that both can
-/// reach is named by `file_option`.
+/// Lets a host behind the first NAT and a guest behind the second do as their arguments say; a file that both can reach is
+/// named by `file_option`.
 fn run<T: DeserializeOwned>(
     programs: &Programs,
     (a, b): (Nat, Nat),
     server_options: &[&str],
-    arguments: impl Fn(&'static str) -> Vec<String>,
+    [host_arguments, guest_arguments]: [Vec<&str>; 2],
     file_option: &str,
 ) -> Result<[T; 2], LabError> {
     let lab = Lab::new(a, b)?;
     let scratch = Scratch::new()?;
-    let address = format!("{}:3478", Lab::SERVER_IP);
-    let mut server = spawn(
-        lab.in_public(&programs.server)
-            .args(["--listen", &address, "--admin", "off", "--shards", "2"])
-            .args(["--log-level", "error", "--state-dir"])
-            .arg(&scratch.0)
-            .args(server_options),
-    )?;
-    await_line(&mut server, "listening udp")?;
+    let _server = start_server(&lab, &programs.server, &scratch, server_options)?;
+    let relay = format!("{}:3478", Lab::SECOND_SERVER_IP);
+    // The laboratory's addresses are those of documentation, which no public server relays to.
+    let account = ["--user", "ann:sesame", "--allow-peer", "203.0.113.0/24"];
+    let listen = ["--listen", &relay, "--allow-peer", "198.51.100.0/24"];
+    let turn = [account, listen].concat();
+    let _turn = start(&lab, &programs.server, &scratch.0.join("turn"), &turn)?;
+    let mut gateways = Vec::new();
+    for (side, nat) in [(Side::A, a), (Side::B, b)] {
+        if nat == Nat::Forwarding {
+            let program = programs.server.with_file_name("natlab-gateway");
+            let mut gateway = spawn(&mut lab.in_gateway(side, &program))?;
+            await_line(&mut gateway, "listening")?;
+            gateways.push(gateway);
+        }
+    }
     let code_file = scratch.0.join("code");
-    let player = |side, role| {
+    let player = |side, role, arguments: Vec<&str>| {
         let mut command = lab.in_player(side, &programs.player);
         command
-            .args(arguments(role))
+            .arg(role)
+            .args(arguments)
             .arg(file_option)
             .arg(&code_file);
         spawn(&mut command)
     };
-    let host = player(Side::A, "host")?;
-    let guest = player(Side::B, "join")?;
+    let host = player(Side::A, "host", host_arguments)?;
+    let guest = player(Side::B, "join", guest_arguments)?;
     Ok([report(host, "the host")?, report(guest, "the guest")?])
+}
+
+/// What the doctor says from behind this NAT of a server with two addresses.
+///
+/// # Errors
+/// What could not be set up, or that the doctor found no server.
+pub fn examine(server: &Path, doctor: &Path, nat: Nat) -> Result<String, LabError> {
+    let lab = Lab::new(nat, Nat::PortRestricted)?;
+    let scratch = Scratch::new()?;
+    let two = ["--alternate-ip", Lab::SECOND_SERVER_IP];
+    let _server = start_server(&lab, server, &scratch, &two)?;
+    let output = lab
+        .in_player(Side::A, doctor)
+        .arg(server_address())
+        .output()
+        .map_err(|error| LabError(error.to_string()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(LabError(format!("the doctor said '{said}'")));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn server_address() -> String {
+    format!("{}:3478", Lab::SERVER_IP)
+}
+
+fn start_server(
+    lab: &Lab,
+    program: &Path,
+    scratch: &Scratch,
+    options: &[&str],
+) -> Result<Guarded, LabError> {
+    let listen = ["--listen", &server_address()];
+    start(lab, program, &scratch.0, &[&listen[..], options].concat())
+}
+
+fn start(lab: &Lab, program: &Path, state: &Path, options: &[&str]) -> Result<Guarded, LabError> {
+    let mut server = spawn(
+        lab.in_public(program)
+            .args(["--admin", "off"])
+            .args(["--shards", "2", "--log-level", "error", "--state-dir"])
+            .arg(state)
+            .args(options),
+    )?;
+    await_line(&mut server, "listening udp")?;
+    Ok(server)
 }
 
 fn spawn(command: &mut Command) -> Result<Guarded, LabError> {

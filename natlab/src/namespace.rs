@@ -20,10 +20,24 @@ pub enum Nat {
     Symmetric,
     /// Two port-restricted ones in a row: a home router behind a carrier's.
     Double,
+    /// As symmetric, with the 256 ports that a carrier has set aside for this customer (RFC 7422).
+    PortBlock,
+    /// As symmetric, with one port forwarded to the player: [`Lab::FORWARDED_PORT`], UDP and TCP.
+    Forwarded,
+    /// As symmetric, with a gateway that forwards a port to whoever asks for one by PCP.
+    Forwarding,
+    /// Port-restricted, with a firewall that lets UDP through to and from the server only.
+    NoUdp,
+    /// Symmetric, with a firewall that lets no UDP through at all.
+    OnlyTcp,
+    /// Port-restricted, with a firewall that lets TCP through to and from the server only.
+    NoTcp,
+    /// Symmetric, with a firewall that lets UDP through to and from the server only.
+    SymmetricNoUdp,
 }
 
 impl Nat {
-    /// All kinds.
+    /// The kinds that the table of pairs is about. The others each show one strategy.
     pub const ALL: [Self; 5] = [
         Self::FullCone,
         Self::PortRestricted,
@@ -43,7 +57,12 @@ impl Nat {
 
     fn rules(self, player: &str) -> String {
         let masquerade = match self {
-            Self::Symmetric => "masquerade fully-random",
+            Self::Symmetric
+            | Self::Forwarded
+            | Self::SymmetricNoUdp
+            | Self::OnlyTcp
+            | Self::Forwarding => "masquerade fully-random",
+            Self::PortBlock => "meta l4proto { tcp, udp } masquerade to :20480-20735 fully-random",
             _ => "masquerade",
         };
         let input = match self {
@@ -54,12 +73,30 @@ impl Nat {
             Self::FullCone => {
                 format!("iifname wan udp dport 1024-65535 dnat to {player};")
             }
+            Self::Forwarded => format!(
+                "iifname wan meta l4proto {{ tcp, udp }} th dport {} dnat to {player};",
+                Lab::FORWARDED_PORT
+            ),
             _ => String::new(),
         };
+        let blocked = match self {
+            Self::NoUdp | Self::SymmetricNoUdp => Some("udp"),
+            Self::NoTcp => Some("tcp"),
+            _ => None,
+        };
+        let all_udp = match self {
+            Self::OnlyTcp => "meta l4proto udp drop;",
+            _ => "",
+        };
+        let forward = blocked.map_or(String::new(), |protocol| {
+            let server = Lab::SERVER_IP;
+            format!("meta l4proto {protocol} ip daddr != {server} ip saddr != {server} drop;")
+        });
         format!(
             "table ip natlab {{
                 chain prerouting {{ type nat hook prerouting priority -100; {prerouting} }}
                 chain postrouting {{ type nat hook postrouting priority 100; oifname wan {masquerade}; }}
+                chain forward {{ type filter hook forward priority 0; {all_udp} {forward} }}
                 chain input {{ type filter hook input priority 0; {input} }}
             }}"
         )
@@ -74,6 +111,13 @@ impl fmt::Display for Nat {
             Self::Remembers => "remembers strangers",
             Self::Symmetric => "symmetric",
             Self::Double => "two in a row",
+            Self::PortBlock => "port block",
+            Self::Forwarded => "symmetric with a forwarded port",
+            Self::NoUdp => "no UDP but to the server",
+            Self::OnlyTcp => "symmetric, no UDP",
+            Self::Forwarding => "symmetric, forwards on request",
+            Self::NoTcp => "no TCP but to the server",
+            Self::SymmetricNoUdp => "symmetric, no UDP but to the server",
         })
     }
 }
@@ -138,6 +182,10 @@ pub struct Lab {
 impl Lab {
     /// The server's address in every laboratory.
     pub const SERVER_IP: &'static str = "203.0.113.1";
+    /// A second address of the server's host.
+    pub const SECOND_SERVER_IP: &'static str = "203.0.113.2";
+    /// The port that [`Nat::Forwarded`] forwards.
+    pub const FORWARDED_PORT: u16 = 7777;
 
     /// Builds the network for a player behind `a` and one behind `b`.
     ///
@@ -155,6 +203,10 @@ impl Lab {
             &public,
             &format!("address add {}/32 dev lo", Self::SERVER_IP),
         )?;
+        lab.ip(
+            &public,
+            &format!("address add {}/32 dev lo", Self::SECOND_SERVER_IP),
+        )?;
         lab.forward(&public)?;
         lab.attach(&public, Side::A, a)?;
         lab.attach(&public, Side::B, b)?;
@@ -171,6 +223,12 @@ impl Lab {
     #[must_use]
     pub fn in_player(&self, side: Side, program: &std::path::Path) -> Command {
         self.inside(&format!("player-{}", letter(side)), program)
+    }
+
+    /// A command on the gateway that a player's network has to the public one.
+    #[must_use]
+    pub fn in_gateway(&self, side: Side, program: &std::path::Path) -> Command {
+        self.inside(&format!("gateway-{}", letter(side)), program)
     }
 
     fn inside(&self, name: &str, program: &std::path::Path) -> Command {

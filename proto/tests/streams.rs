@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use waypost_proto::addr::{Addr, ClientAddr};
-use waypost_proto::agent::{Agent, Config, HostConfig, Target};
+use waypost_proto::agent::{
+    Agent, Config, GREETING_LEN, HostConfig, Observation, PathPolicy, Refused, StreamEnd,
+    StreamIntroduction, Target,
+};
 use waypost_proto::dialect::DialectConfig;
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::lobby::{LobbyConfig, Mail};
@@ -92,6 +95,8 @@ struct World {
     /// Whether mail between shards stays where it is.
     holds_mail: bool,
     held: Vec<(u16, Mail)>,
+    /// What came to addresses that are no player's own.
+    strays: Vec<(Addr, Vec<u8>)>,
 }
 
 impl World {
@@ -102,6 +107,7 @@ impl World {
             now: Millis(0),
             holds_mail: false,
             held: Vec::new(),
+            strays: Vec::new(),
         }
     }
 
@@ -117,7 +123,10 @@ impl World {
 
     fn deliver(&mut self, to: Addr, bytes: &[u8]) {
         let player = self.players.iter_mut().find(|player| player.at == to);
-        let Some(player) = player else { return };
+        let Some(player) = player else {
+            self.strays.push((to, bytes.to_vec()));
+            return;
+        };
         let delivery = player.agent.handle_datagram(self.now, addr(SERVER), bytes);
         player
             .received
@@ -403,4 +412,144 @@ fn an_allocation_ends_with_its_stream_also_while_it_is_being_opened() {
         ask(&mut shard, &mut nonce, 3);
         assert_eq!(shard.outbox().relay.len(), 1);
     }
+}
+
+/// Two members who came by datagrams and are not introduced; the host is the first.
+fn pair_on_udp(second: impl FnOnce(&mut Config)) -> World {
+    let mut guest = Player::new(2000, false);
+    let mut config = Config::new(addr(SERVER), "game");
+    second(&mut config);
+    guest.agent = Agent::new(Millis(0), config, [9; 32]);
+    let mut world = World::new(vec![Player::new(1000, false), guest]);
+    let host = HostConfig {
+        introduce: false,
+        ..HostConfig::default()
+    };
+    let now = world.now;
+    world.players[0].agent.host(now, host).unwrap();
+    world.settle();
+    let code = world.players[0].agent.seat().unwrap().handle.code;
+    let guest = &mut world.players[1].agent;
+    guest.join(now, Target::Code(code), "").unwrap();
+    world.settle();
+    world
+}
+
+/// Has the address of a connection from `port` observed for a stream with the other player.
+fn observe(world: &mut World, player: usize, port: u16, end: StreamEnd<'_>) -> Observation {
+    let at = ClientAddr(addr(port));
+    world.shards[1].handle_stream_opened(world.now, STREAM, at);
+    let mut nonce: Option<Vec<u8>> = None;
+    loop {
+        let agent = &mut world.players[player].agent;
+        let peer = agent.members().next().unwrap().id;
+        let mut request = Vec::new();
+        let id = agent
+            .write_observe(peer, nonce.as_deref(), end, &mut request)
+            .unwrap();
+        world.shards[1].handle_datagram(world.now, STREAM, at, &request);
+        world.settle();
+        let strays = std::mem::take(&mut world.strays);
+        let (_, answer) = strays.iter().find(|(to, _)| *to == at.0).unwrap();
+        match world.players[player].agent.read_observed(id, answer) {
+            Observation::Nonce(given) => nonce = Some(given),
+            other => return other,
+        }
+    }
+}
+
+fn introduction(world: &mut World, player: usize) -> Option<StreamIntroduction> {
+    let agent = &mut world.players[player].agent;
+    let peer = agent.members().next().unwrap().id;
+    agent.take_stream_introduction(peer)
+}
+
+#[test]
+fn two_who_want_a_stream_are_told_where_and_when() {
+    let mut world = pair_on_udp(|_| ());
+    let locals = [
+        "192.168.1.2:40001",
+        "8.8.8.8:5353",
+        "10.0.0.1:22",
+        "127.0.0.1:6379",
+    ]
+    .map(|text| Addr::new(text.parse().unwrap()));
+    let claims = StreamEnd {
+        locals: &locals,
+        reachable_port: Some(7777),
+    };
+    assert_eq!(
+        observe(&mut world, 0, 5001, claims),
+        Observation::Seen(addr(5001))
+    );
+    assert_eq!(introduction(&mut world, 0), None, "the other wants none");
+    let service = StreamEnd {
+        locals: &[],
+        reachable_port: Some(22),
+    };
+    assert_eq!(
+        observe(&mut world, 1, 5002, service),
+        Observation::Seen(addr(5002))
+    );
+    let told = [0, 1].map(|player| introduction(&mut world, player).unwrap());
+    assert_eq!(told[0].observed, Some(addr(5002)));
+    assert_eq!(told[1].observed, Some(addr(5001)));
+    // Claims are believed in private networks, and ports of the own public address that are not a service's.
+    assert_eq!(told[0].reachable, []);
+    assert_eq!(told[1].reachable, [addr(7777), locals[0]]);
+    assert_eq!(told[0].start, told[1].start);
+    assert!(told[0].decides && !told[1].decides);
+    // Each proves to the other who it is, and not what the other has said to it.
+    let greetings = [0, 1].map(|player| {
+        let agent = &mut world.players[player].agent;
+        agent.write_greeting(&told[player]).unwrap()
+    });
+    for player in [0, 1] {
+        let agent = &world.players[player].agent;
+        let peer = agent.members().next().unwrap().id;
+        for (by, greeting) in greetings.iter().enumerate() {
+            assert_eq!(greeting.len(), GREETING_LEN);
+            let is_peers = agent.is_greeting_of(peer, &told[player], greeting);
+            assert_eq!(is_peers, by != player);
+        }
+    }
+    // The wishes are fulfilled: one more of one side is not enough. And the seats are where they were.
+    observe(&mut world, 0, 5003, StreamEnd::default());
+    assert_eq!(introduction(&mut world, 0), None);
+    assert_eq!(introduction(&mut world, 1), None);
+    for player in [0, 1] {
+        assert!(world.shards[0].serves(world.now, UDP, ClientAddr(world.players[player].at)));
+    }
+    world.talk();
+}
+
+#[test]
+fn an_address_is_observed_on_a_stream_only_and_not_of_who_hides() {
+    let mut world = pair_on_udp(|config| config.policy = PathPolicy::RelayOnly);
+    let agent = &mut world.players[1].agent;
+    let host = agent.members().next().unwrap().id;
+    let mut request = Vec::new();
+    assert_eq!(
+        agent.write_observe(host, None, StreamEnd::default(), &mut request),
+        Err(Refused::Hidden)
+    );
+    // By datagram, from the seat itself.
+    let agent = &mut world.players[0].agent;
+    let guest = agent.members().next().unwrap().id;
+    let mut nonce = None;
+    for _ in 0..2 {
+        let at = addr(6000);
+        let agent = &mut world.players[0].agent;
+        let id = agent
+            .write_observe(guest, nonce.as_deref(), StreamEnd::default(), &mut request)
+            .unwrap();
+        world.shards[0].handle_datagram(world.now, UDP, ClientAddr(at), &request);
+        world.settle();
+        let answer = world.strays.pop().unwrap().1;
+        match world.players[0].agent.read_observed(id, &answer) {
+            Observation::Nonce(given) => nonce = Some(given),
+            other => assert_eq!(other, Observation::Refused(400)),
+        }
+    }
+    world.talk();
 }

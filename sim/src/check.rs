@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use waypost_proto::addr::Addr;
-use waypost_proto::agent::{BUDGET_PER_CANDIDATE, Path};
+use waypost_proto::agent::{BUDGET_PER_ADDRESS, Path};
 use waypost_proto::wire::channel_data;
 use waypost_proto::wire::native::SeatHandle;
 
@@ -128,7 +128,7 @@ impl Checker {
         *count += 1;
         // Several peers behind one NAT may have the address in common.
         let budgets = (1 + (now - *since) / RENEWAL_MS) * peers as u64;
-        if u64::from(*count) > u64::from(BUDGET_PER_CANDIDATE) * budgets {
+        if u64::from(*count) > u64::from(BUDGET_PER_ADDRESS) * budgets {
             return Err(Violation(format!(
                 "host {host} has sent {count} packets in {} ms to {to}, which has never answered",
                 now - *since

@@ -16,6 +16,7 @@
 pub mod check;
 pub mod nat;
 pub mod net;
+pub mod promptness;
 pub mod scenario;
 pub mod table;
 pub mod world;

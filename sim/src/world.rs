@@ -57,6 +57,8 @@ pub struct Host {
     pub heard: HashMap<usize, u64>,
     /// Events that its application has seen.
     pub events: Vec<Event>,
+    /// When it first sent a check to another host.
+    pub first_check: Option<u64>,
     next_sequence: u32,
 }
 
@@ -124,6 +126,12 @@ impl World {
         world.secret = world.rng.random();
         world.boot(shards);
         world
+    }
+
+    /// Every application sends so often, milliseconds.
+    pub const fn talk_every(&mut self, millis: u64) {
+        self.talk_every_ms = millis;
+        self.next_talk = self.now;
     }
 
     fn boot(&mut self, count: u16) {
@@ -195,6 +203,7 @@ impl World {
             talks: true,
             heard: HashMap::new(),
             events: Vec::new(),
+            first_check: None,
             next_sequence: 0,
         });
         number
@@ -275,6 +284,9 @@ impl World {
             if transmit.to.ip() != self.server.ip() {
                 if self.is_hidden(host, transmit.to) {
                     crate::check::leaked(host, transmit.to)?;
+                }
+                if transmit.ttl.is_none() {
+                    self.hosts[host].first_check.get_or_insert(self.now);
                 }
                 let peers = self.hosts.len() - 1;
                 self.checker

@@ -81,6 +81,9 @@
 // `member` has left the server and is reached directly only, as long as that path holds.
 #define WAYPOST_MEMBER_WITHOUT_SERVER 17
 
+// `member` and this player have been told when and where to connect a stream.
+#define WAYPOST_STREAM_INTRODUCED 18
+
 // A message of `member`: its number is `message`, its `length` bytes are in the buffer, `detail` is 1 if it was reliable.
 #define WAYPOST_MESSAGE 32
 

@@ -40,6 +40,8 @@ pub const WAYPOST_REMOVED: c_int = 15;
 pub const WAYPOST_WITHOUT_SERVER: c_int = 16;
 /// `member` has left the server and is reached directly only, as long as that path holds.
 pub const WAYPOST_MEMBER_WITHOUT_SERVER: c_int = 17;
+/// `member` and this player have been told when and where to connect a stream.
+pub const WAYPOST_STREAM_INTRODUCED: c_int = 18;
 /// A message of `member`: its number is `message`, its `length` bytes are in the buffer, `detail` is 1 if it was reliable.
 pub const WAYPOST_MESSAGE: c_int = 32;
 /// The reliable message `message` has arrived at `member`.
@@ -118,6 +120,7 @@ pub(crate) fn of_session(event: SessionEvent) -> WaypostEvent {
         E::MemberChanged(id) => (WAYPOST_MEMBER_CHANGED, Some(id), 0),
         E::Formed => (WAYPOST_FORMED, None, 0),
         E::PathChanged(id, path) => (WAYPOST_PATH_CHANGED, Some(id), path_number(path)),
+        E::StreamIntroduced(id) => (WAYPOST_STREAM_INTRODUCED, Some(id), 0),
         E::NatMapped(_) => (WAYPOST_NAT_MAPPED, None, 0),
         E::AddressChanged(_) => (WAYPOST_ADDRESS_CHANGED, None, 0),
         E::ServerSilent => (WAYPOST_SERVER_SILENT, None, 0),

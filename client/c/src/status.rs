@@ -77,7 +77,7 @@ impl From<Error> for Failure {
             Error::Io(_) => WAYPOST_SYSTEM,
             Error::Silent => WAYPOST_SILENT,
             Error::Rejected(_) => WAYPOST_REJECTED,
-            Error::NoPath(_) => WAYPOST_NO_PATH,
+            Error::NoPath(_) | Error::NoStream(_) => WAYPOST_NO_PATH,
             Error::MemberLeft => WAYPOST_MEMBER_LEFT,
             Error::Left | Error::Removed(_) | Error::SeatLost => WAYPOST_ENDED,
             Error::NotSent(NotSent::Full) => WAYPOST_FULL,

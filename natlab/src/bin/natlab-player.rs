@@ -2,15 +2,25 @@
 //! line of JSON which path they took. Exits with 0 if the conversation worked.
 
 use std::error::Error;
-use std::time::{Duration, Instant};
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, io, process, thread};
 
 use waypost_client::{
-    HostConfig, JoinConfig, Link, Path, PathPolicy, Player, Session, SessionEvent,
+    Attempt, HostConfig, JoinConfig, Link, Path, PathPolicy, Player, Progress, Session,
+    SessionEvent, Strategies, Strategy, TurnServer,
 };
 
 const USAGE: &str = "usage: natlab-player host|join --server HOST:PORT --code-file FILE
     [--policy direct-first|relay-first|relay-only|direct-only]   how data may travel (direct-first)
+    [--strategies LIST]  of direct, reverse, udp-punch, tcp-punch, relay; separated by commas (all)
+    [--turn HOST:PORT]   a TURN server to go through, over TCP, as the account ann with the password sesame (none)
+    [--guess yes|no]     whether ports of a NAT that gives them out at random are guessed (no)
+    [--local-port N]     the UDP port of this host (any)
+    [--reachable-port N] a forwarded port of the public address (none)
+    [--map-port yes|no]  whether the router is asked to forward a port (no)
+    [--stream yes|no]    whether to connect a TCP stream instead of exchanging datagrams (no)
     [--count N]          datagrams to send (200)
     [--interval-ms N]    between two of them (10)
     [--settle-ms N]      how long a direct path is waited for (9000)
@@ -18,9 +28,13 @@ const USAGE: &str = "usage: natlab-player host|join --server HOST:PORT --code-fi
 const APPLICATION: &str = "waypost-natlab";
 /// Bytes of a numbered datagram: kind, number, and a pattern that shows corruption.
 const LEN: usize = 100;
+/// Bytes that go each way on a stream.
+const STREAM_LEN: usize = 10_000;
 const NUMBERED: u8 = 1;
 /// Sent over and over until the other side has sent everything too.
 const DONE: u8 = 2;
+/// How much sooner one may find out than the other that there is no way.
+const LINGER: Duration = Duration::from_secs(2);
 const MS: Duration = Duration::from_millis(1);
 
 struct Options {
@@ -28,6 +42,13 @@ struct Options {
     server: String,
     code_file: String,
     policy: PathPolicy,
+    strategies: Strategies,
+    turn: Option<SocketAddr>,
+    maps_port: bool,
+    guesses: bool,
+    local_port: u16,
+    reachable_port: Option<u16>,
+    stream: bool,
     count: u32,
     interval: Duration,
     settle: Duration,
@@ -45,6 +66,13 @@ fn options() -> Option<Options> {
         server: String::new(),
         code_file: String::new(),
         policy: PathPolicy::DirectFirst,
+        strategies: Strategies::ALL,
+        turn: None,
+        maps_port: false,
+        guesses: false,
+        local_port: 0,
+        reachable_port: None,
+        stream: false,
         count: 200,
         interval: 10 * MS,
         settle: 9_000 * MS,
@@ -65,6 +93,18 @@ fn options() -> Option<Options> {
                     _ => return None,
                 }
             }
+            "--strategies" => {
+                options.strategies = value.split(',').try_fold(Strategies::NONE, |set, name| {
+                    let named = |strategy: &Strategy| strategy.to_string() == name;
+                    Some(set.with(Strategy::ALL.into_iter().find(named)?))
+                })?;
+            }
+            "--turn" => options.turn = Some(value.parse().ok()?),
+            "--map-port" => options.maps_port = value == "yes",
+            "--guess" => options.guesses = value == "yes",
+            "--stream" => options.stream = value == "yes",
+            "--local-port" => options.local_port = value.parse().ok()?,
+            "--reachable-port" => options.reachable_port = Some(value.parse().ok()?),
             "--count" => options.count = number.ok()?,
             "--interval-ms" => options.interval = number.ok()? * MS,
             "--settle-ms" => options.settle = number.ok()? * MS,
@@ -93,6 +133,17 @@ fn main() {
 fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     let player = Player {
         policy: options.policy,
+        strategies: options.strategies,
+        turn: options.turn.map(|address| TurnServer {
+            address,
+            tcp: true,
+            username: "ann".to_owned(),
+            password: "sesame".to_owned(),
+        }),
+        maps_port: options.maps_port,
+        guesses_ports: options.guesses,
+        local_port: options.local_port,
+        reachable_port: options.reachable_port,
         ..Player::new(APPLICATION)
     };
     let session = if options.hosts {
@@ -110,8 +161,25 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     let peer = session.wait_member(Some(options.timeout))?;
     let met = Instant::now();
     let link = session.link(peer)?;
-    let connect_ms = settle(&session, &link, met, options)?;
-    let report = converse(&link, options)?;
+    let mut stream = None;
+    let mut connect_ms = 0;
+    let report = if options.stream {
+        stream = connect_stream(&link, options)?;
+        Report::new(&link)
+    } else {
+        connect_ms = settle(&session, &link, met, options)?;
+        Report::new(&link)
+    };
+    // The other may leave first, and what became of the ways to it be forgotten.
+    let strategies = strategies(&link);
+    let converses = !options.stream && matches!(report.path, Path::Direct | Path::Relayed);
+    let report = if converses {
+        converse(&link, options)?
+    } else {
+        // The other is as slow to find out that there is no way.
+        thread::sleep(LINGER);
+        report
+    };
     let path = match report.path {
         Path::Direct => "direct",
         Path::Relayed => "relayed",
@@ -128,17 +196,22 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
             }
         });
     println!(
-        "{{\"path\":\"{path}\",\"connect_ms\":{},\"mapping\":\"{mapping}\",\"sent\":{},\"received\":{},\"lost\":{},\"duplicated\":{},\"corrupted\":{}}}",
+        "{{\"path\":\"{path}\",\"strategies\":{},\"stream\":{},\"stream_began_us\":{},\"connect_ms\":{},\"mapping\":\"{mapping}\",\"sent\":{},\"received\":{},\"lost\":{},\"duplicated\":{},\"corrupted\":{}}}",
+        strategies,
+        stream
+            .as_ref()
+            .map_or("null".to_owned(), |(strategy, _)| format!("\"{strategy}\"")),
+        stream.map_or("null".to_owned(), |(_, began)| began.to_string()),
         connect_ms,
         report.sent,
         report.received,
-        options.count.saturating_sub(report.received),
+        report.sent.saturating_sub(report.received),
         report.duplicated,
         report.corrupted,
     );
     // The conversation is over; whether the server noticed is not part of it.
     let _ = session.leave();
-    Ok(report.received > 0 && report.corrupted == 0)
+    Ok(!converses || (report.received > 0 && report.corrupted == 0))
 }
 
 /// Written whole, under the final name at once, so that the other player never reads half of it.
@@ -169,12 +242,14 @@ fn settle(
     options: &Options,
 ) -> Result<u128, Box<dyn Error>> {
     let mut has_tried = false;
+    let relays_only = options.policy == PathPolicy::RelayOnly
+        || options.strategies == Strategies::only(Strategy::Relay);
     while met.elapsed() < options.settle {
         match link.path() {
             Path::Direct => break,
             Path::Punching => has_tried = true,
-            Path::Relayed | Path::Unreachable if has_tried => break,
-            _ if options.policy == PathPolicy::RelayOnly => break,
+            Path::Relayed if has_tried => break,
+            _ if relays_only => break,
             _ => {}
         }
         match session.next_event(Some(50 * MS)) {
@@ -186,6 +261,46 @@ fn settle(
     Ok(met.elapsed().as_millis())
 }
 
+/// What became of each strategy, as a JSON object.
+fn strategies(link: &Link) -> String {
+    let entry = |attempt: &Attempt| {
+        let progress = match attempt.progress {
+            Progress::NotTried(reason) => format!("not tried: {reason}"),
+            Progress::Trying { for_ms } => format!("tried for {for_ms} ms"),
+            Progress::Connected { after_ms } => format!("connected after {after_ms} ms"),
+            Progress::Failed { after_ms, reason } => {
+                format!("failed after {after_ms} ms: {reason}")
+            }
+        };
+        format!("\"{}\":\"{progress}\"", attempt.strategy)
+    };
+    let entries: Vec<String> = link.report().iter().map(entry).collect();
+    format!("{{{}}}", entries.join(","))
+}
+
+/// Connects a stream, says something on it and hears the same. Returns the strategy and when it began, Unix microseconds.
+fn connect_stream(
+    link: &Link,
+    options: &Options,
+) -> Result<Option<(Strategy, i64)>, Box<dyn Error>> {
+    let mut connected = match link.connect_stream(options.settle) {
+        Ok(connected) => connected,
+        Err(waypost_client::Error::NoStream(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let ended = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let began = i64::try_from(ended.as_micros())? - i64::try_from(connected.took.as_micros())?;
+    let said = [0xa5; STREAM_LEN];
+    connected.stream.set_read_timeout(Some(5_000 * MS))?;
+    connected.stream.write_all(&said)?;
+    let mut heard = [0; STREAM_LEN];
+    connected.stream.read_exact(&mut heard)?;
+    if heard != said {
+        return Err("the stream brought something else".into());
+    }
+    Ok(Some((connected.strategy, began)))
+}
+
 struct Report {
     sent: u32,
     received: u32,
@@ -193,6 +308,18 @@ struct Report {
     corrupted: u32,
     /// The path of the last numbered datagram.
     path: Path,
+}
+
+impl Report {
+    fn new(link: &Link) -> Self {
+        Self {
+            sent: 0,
+            received: 0,
+            duplicated: 0,
+            corrupted: 0,
+            path: link.path(),
+        }
+    }
 }
 
 fn numbered(number: u32) -> [u8; LEN] {
@@ -210,13 +337,7 @@ fn pattern(number: u32, at: usize) -> u8 {
 
 /// Sends the numbered datagrams and takes the other's, until both have sent all or nothing comes any more.
 fn converse(link: &Link, options: &Options) -> Result<Report, Box<dyn Error>> {
-    let mut report = Report {
-        sent: 0,
-        received: 0,
-        duplicated: 0,
-        corrupted: 0,
-        path: link.path(),
-    };
+    let mut report = Report::new(link);
     let mut seen = vec![false; options.count as usize];
     let mut buf = [0; 1500];
     let mut due = Instant::now();

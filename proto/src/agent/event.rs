@@ -85,6 +85,8 @@ pub enum SessionEvent {
     Formed,
     /// Data to this member take another path from now on.
     PathChanged(SeatId, Path),
+    /// This member wants a stream too, and both are to connect now.
+    StreamIntroduced(SeatId),
     /// What the two vantage ports showed.
     NatMapped(NatMapping),
     /// The own address as the server sees it has changed, and the seat moved along.

@@ -112,6 +112,8 @@ pub enum Refused {
     Members,
     /// There is a direct path to nobody, so the server cannot be done without.
     NoDirectPath,
+    /// This player's addresses are told to nobody.
+    Hidden,
 }
 
 impl fmt::Display for Refused {
@@ -134,6 +136,9 @@ impl fmt::Display for Refused {
             }
             Self::NoDirectPath => f.write_str(
                 "there is a direct path to nobody; wait for one, or stay with the server",
+            ),
+            Self::Hidden => f.write_str(
+                "this player goes through the relay only; choose another path policy to connect directly",
             ),
             Self::Members => f.write_str("a session has 2 to 255 members; choose such a number"),
         }

@@ -49,7 +49,7 @@ impl Agent {
             return None;
         };
         let relayed = from == self.config.server;
-        let direct_allowed = self.config.policy.allows_direct();
+        let direct_allowed = self.allows_direct();
         let member = frame
             .channel
             .seat()
@@ -132,7 +132,8 @@ impl Agent {
         match punch {
             Some(punch) if same_session && punch.verifies(message) => {
                 let id = message.transaction_id();
-                let answer = punch.on_check(now, from, id, self.config.server, &mut self.rng);
+                let Self { rng, ledger, .. } = self;
+                let answer = punch.on_check(now, from, id, self.config.server, ledger, rng);
                 if self.out.len() < TRANSMITS_MAX {
                     self.out.extend(answer);
                 }

@@ -12,6 +12,7 @@ mod departure;
 mod event;
 mod failure;
 mod inbound;
+mod ledger;
 mod outbound;
 mod path;
 mod probe;
@@ -20,6 +21,8 @@ mod recovery;
 mod request;
 mod roster;
 mod session_events;
+mod strategy;
+mod streams;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
@@ -33,11 +36,14 @@ use rand::{RngExt, SeedableRng};
 
 pub use event::{Counters, Delivery, Event, ListedSession, RequestId, SessionEvent, Transmit};
 pub use failure::{Failure, NoPath, Refused, Rejected, describe};
+pub use ledger::{BUDGET_PER_ADDRESS, BUDGET_PER_MINUTE, GUESSES_PER_MINUTE};
 use path::DirectState;
 pub use path::{Path, PathPolicy};
-pub use punch::{BUDGET_PER_CANDIDATE, CANDIDATES_MAX};
+pub use punch::CANDIDATES_MAX;
 pub use request::{HostConfig, Introduce, ListFilter, SessionUpdate, Target};
 pub use roster::{Member, Seat, SessionInfo};
+pub use strategy::{Attempt, Progress, Reason, Strategies, Strategy};
+pub use streams::{GREETING_LEN, Observation, StreamEnd, StreamIntroduction};
 
 use crate::addr::Addr;
 use crate::time::Millis;
@@ -46,6 +52,7 @@ use crate::wire::native::{self, NatMapping, SeatId, session_flags};
 use crate::wire::stun::TransactionId;
 use clock::ServerClock;
 use departure::Departure;
+use ledger::Ledger;
 use probe::NatProbe;
 use request::{Context, Op, Request, length};
 use roster::Roster;
@@ -97,6 +104,12 @@ pub struct Config {
     pub application: String,
     /// How data may travel.
     pub policy: PathPolicy,
+    /// The ways that are tried.
+    pub strategies: Strategies,
+    /// Whether the ports of a peer whose NAT gives them out at random are guessed, with at most [`GUESSES_PER_MINUTE`] checks.
+    pub guesses_ports: bool,
+    /// A port of the own public address that leads to this socket, whoever sends: forwarded, or not behind a NAT.
+    pub reachable_port: Option<u16>,
     /// Up to 64 bytes that the other members see.
     pub member_data: Vec<u8>,
     /// Addresses of the socket on local interfaces, at most four, told to members behind the same NAT.
@@ -117,6 +130,9 @@ impl Config {
             server,
             application: application.to_owned(),
             policy: PathPolicy::default(),
+            strategies: Strategies::ALL,
+            guesses_ports: false,
+            reachable_port: None,
             member_data: Vec::new(),
             local_addresses: Vec::new(),
             probing: Probing::default(),
@@ -130,6 +146,7 @@ impl Config {
 pub struct Agent {
     config: Config,
     rng: StdRng,
+    ledger: Ledger,
     nonce: Option<Vec<u8>>,
     requests: Vec<Request>,
     next_request: u32,
@@ -162,10 +179,12 @@ impl Agent {
     /// answers.
     #[must_use]
     pub fn new(now: Millis, config: Config, seed: [u8; 32]) -> Self {
+        let rng = StdRng::from_seed(seed);
         Self {
             member_data: config.member_data.clone(),
             config,
-            rng: StdRng::from_seed(seed),
+            ledger: Ledger::new(now),
+            rng,
             nonce: None,
             requests: Vec::new(),
             next_request: 0,
@@ -247,6 +266,50 @@ impl Agent {
             _ if self.is_direct_only(member) => Path::Unreachable,
             _ => self.config.policy.choose(direct, self.silent),
         }
+    }
+
+    /// What became of each strategy towards a member; without one, nothing.
+    #[must_use]
+    pub fn report(&self, now: Millis, id: SeatId) -> Vec<Attempt> {
+        let Some(member) = self.roster.get(id) else {
+            return Vec::new();
+        };
+        let chosen = self.config.strategies;
+        let hidden = !self.config.policy.allows_direct() || member.is_relay_only();
+        let udp = member.punch.as_ref().map(|punch| punch.report(now));
+        Strategy::ALL
+            .into_iter()
+            .map(|strategy| {
+                let relays = strategy == Strategy::Relay;
+                let allowed = match strategy {
+                    Strategy::Relay => self.config.policy.allows_relay(),
+                    _ => chosen.contains(strategy),
+                };
+                let progress = match strategy {
+                    _ if hidden && !relays => Progress::NotTried(Reason::Hidden),
+                    _ if !allowed => Progress::NotTried(Reason::NotChosen),
+                    Strategy::Relay if self.silent => Progress::Failed {
+                        after_ms: 0,
+                        reason: Reason::ServerSilent,
+                    },
+                    Strategy::Relay => Progress::Connected { after_ms: 0 },
+                    Strategy::TcpPunch => Progress::NotTried(Reason::NotAsked),
+                    _ => udp
+                        .iter()
+                        .flatten()
+                        .find(|attempt| attempt.strategy == strategy)
+                        .map_or(Progress::NotTried(Reason::NotIntroduced), |attempt| {
+                            attempt.progress
+                        }),
+                };
+                Attempt { strategy, progress }
+            })
+            .collect()
+    }
+
+    /// Whether data may be exchanged with members directly.
+    pub(super) const fn allows_direct(&self) -> bool {
+        self.config.policy.allows_direct() && self.config.strategies.any_udp()
     }
 
     /// The server's clock, Unix milliseconds, once an answer has told it.

@@ -218,7 +218,8 @@ impl Agent {
             if let Some(punch) = &mut member.punch
                 && punch.next_timeout().is_some_and(|at| at <= now)
             {
-                let outcome = punch.handle_timeout(now, own, TRANSMITS_MAX, &mut self.out);
+                let (ledger, out) = (&mut self.ledger, &mut self.out);
+                let outcome = punch.handle_timeout(now, own, TRANSMITS_MAX, ledger, out);
                 if outcome != Outcome::Nothing {
                     ended.push((member.id, outcome));
                 }

@@ -161,6 +161,12 @@ pub(super) enum Op {
     Close,
     Introduce(Introduce),
     Keepalive,
+    /// Goes over a connection of its own, never over the agent's socket.
+    Observe {
+        peer: SeatId,
+        locals: Vec<Addr>,
+        reachable_port: Option<u16>,
+    },
 }
 
 impl Op {
@@ -178,6 +184,7 @@ impl Op {
             Self::Close => method::CLOSE,
             Self::Introduce(_) => method::INTRODUCE,
             Self::Keepalive => method::KEEPALIVE,
+            Self::Observe { .. } => method::OBSERVE,
         }
     }
 
@@ -349,6 +356,19 @@ impl Context<'_> {
                 }
             },
             Op::Keepalive => self.write_addresses(message),
+            Op::Observe {
+                peer,
+                locals,
+                reachable_port,
+            } => {
+                message.attribute(attr::TARGET_SEAT, &peer.to_bytes());
+                for local in locals.iter().take(LOCAL_ADDRESSES_MAX) {
+                    message.xor_addr(attr::LOCAL_ADDRESS, *local);
+                }
+                if let Some(port) = reachable_port {
+                    message.u32(attr::REACHABLE_PORT, u32::from(*port));
+                }
+            }
             Op::Leave | Op::Close => {}
         }
     }
@@ -375,6 +395,9 @@ impl Context<'_> {
         let locals = self.config.local_addresses.iter();
         for local in locals.take(LOCAL_ADDRESSES_MAX) {
             message.xor_addr(attr::LOCAL_ADDRESS, *local);
+        }
+        if let Some(port) = self.config.reachable_port {
+            message.u32(attr::REACHABLE_PORT, u32::from(port));
         }
         if let Some(mapping) = self.mapping {
             message.attribute(attr::NAT_MAPPING, &mapping.to_bytes());

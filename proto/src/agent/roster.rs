@@ -2,6 +2,7 @@
 
 use super::path::{DirectState, Path};
 use super::punch::Punch;
+use super::streams::StreamIntroduction;
 use crate::addr::Addr;
 use crate::time::Millis;
 use crate::wire::join_code::JoinCode;
@@ -117,6 +118,7 @@ pub struct Member {
     /// [`member_flags`] as of when it joined.
     pub flags: u32,
     pub(super) punch: Option<Box<Punch>>,
+    pub(super) stream: Option<Box<StreamIntroduction>>,
     /// The path last told to the owner.
     pub(super) told: Path,
     /// When the agent last asked to be introduced again.
@@ -136,6 +138,7 @@ impl Member {
             data: Vec::new(),
             flags: 0,
             punch: None,
+            stream: None,
             told: Path::default(),
             reintroduced: None,
             unconfirmed_until: None,

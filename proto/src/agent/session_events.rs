@@ -118,6 +118,7 @@ impl Agent {
                 }
             }
             EventKind::Introduction => self.on_introduction(now, head.seat, &fields),
+            EventKind::StreamIntroduction => self.on_stream_introduction(now, head.seat, &fields),
             EventKind::Removed => {
                 self.unseat();
                 self.tell(SessionEvent::Removed(reason.unwrap_or(LeaveReason::Closed)));
@@ -157,16 +158,12 @@ impl Agent {
     }
 
     fn on_introduction(&mut self, now: Millis, id: SeatId, fields: &Fields<'_>) {
-        let claimed: Vec<Addr> = fields
-            .locals
-            .iter()
-            .chain(&fields.predicted)
-            .copied()
-            .flatten()
-            .collect();
+        let listed = |slots: &[Option<Addr>]| slots.iter().copied().flatten().collect::<Vec<_>>();
+        let mut reachable = listed(&fields.locals);
+        reachable.extend(fields.reachable);
         let (Some(key), true) = (
             fields.check_key,
-            fields.mapped.is_some() && self.config.policy.allows_direct(),
+            fields.mapped.is_some() && self.allows_direct(),
         ) else {
             return;
         };
@@ -175,19 +172,34 @@ impl Agent {
             .map_or(0, |start| self.clock.millis_until(now, start));
         let introduced = Introduced {
             observed: fields.mapped,
-            claimed,
+            predicted: listed(&fields.predicted),
+            reachable,
+            guess_from: self.guess_from(fields),
             key,
             start_in_ms,
         };
         let server = self.config.server;
+        let chosen = self.config.strategies;
         let Some(member) = self.roster.get_mut(id) else {
             self.counters.unexpected += 1;
             return;
         };
         let previous = member.punch.take().map(|punch| *punch);
-        let punch = Punch::new(now, &introduced, server, previous, &mut self.rng);
+        let punch = Punch::new(now, &introduced, chosen, server, previous, &mut self.rng);
         member.punch = Some(Box::new(punch));
         self.tell_path(id);
         self.handle_timeout(now);
+    }
+
+    /// The port near which to guess the peer's, if that is wanted, its NAT gives each flow another one, and the own does not. What
+    /// looks like a step may be chance in a small range.
+    fn guess_from(&self, fields: &Fields<'_>) -> Option<u16> {
+        let own_is_known = self.mapping.is_some_and(|own| !own.random && own.step == 0);
+        fields
+            .nat_mapping
+            .filter(|peer| {
+                (peer.random || peer.step != 0) && own_is_known && self.config.guesses_ports
+            })
+            .map(|peer| peer.last_port)
     }
 }

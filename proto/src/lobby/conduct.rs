@@ -1,6 +1,6 @@
 //! What a member does from its seat, and how seats and sessions end.
 
-use super::session::{Introduction, Member};
+use super::session::{Introduction, Member, StreamWish};
 use super::{
     Asked, Lobby, Mail, Origin, Outcome, Reject, StreamSerial, TimerKey, Turn, answer_error,
     answer_seated, seating, transaction_digest,
@@ -16,6 +16,8 @@ use crate::wire::stun::Integrity;
 
 /// Time from the decision to introduce two members until they begin: long enough for one lost event to be repeated.
 const INTRODUCTION_LEAD_MS: u64 = 400;
+/// How long a member's wish for a stream waits for the other's. A connection without a seat lives no longer.
+const STREAM_WISH_MS: u64 = 60_000;
 /// Requests that others hear of cost this much time each.
 const CHANGE_MS: u64 = 50;
 /// So many of them may come at once. Who makes more could fill the session's log before others have read it, which would cost
@@ -41,6 +43,13 @@ impl Lobby {
                 turn.counters.count(Counter::SeatFailures);
                 Reject(code::SEAT_GONE)
             })?;
+        if asked.message.method() == method::OBSERVE {
+            self.observe(turn, member, asked)?;
+            answer_seated(turn, asked, &self.members[member].token);
+            let session = self.members[member].session;
+            self.pump_all(turn, session);
+            return Ok(());
+        }
         self.rebind(turn, asked.origin, member);
         let entry = &mut self.members[member];
         entry.last_heard = turn.now;
@@ -89,12 +98,7 @@ impl Lobby {
             request,
             method::UPDATE | method::TRANSFER | method::INTRODUCE
         ) {
-            let made_good_at = &mut self.members[member].changes_made_good_at;
-            if made_good_at.since(turn.now) > CHANGE_MS * (CHANGES_BURST - 1) {
-                turn.counters.count(Counter::RateLimited);
-                return Err(Reject(code::TOO_MANY_ATTEMPTS));
-            }
-            *made_good_at = turn.now.max(*made_good_at) + CHANGE_MS;
+            self.pay_for_change(turn, member)?;
         }
         let session = self.members[member].session;
         // Whoever waits for a match longest is not yet the host of those who wait with it.
@@ -159,6 +163,69 @@ impl Lobby {
             }
             _ => Err(Reject(code::BAD_REQUEST)),
         }
+    }
+
+    fn pay_for_change(&mut self, turn: &mut Turn<'_>, member: u32) -> Outcome {
+        let made_good_at = &mut self.members[member].changes_made_good_at;
+        if made_good_at.since(turn.now) > CHANGE_MS * (CHANGES_BURST - 1) {
+            turn.counters.count(Counter::RateLimited);
+            return Err(Reject(code::TOO_MANY_ATTEMPTS));
+        }
+        *made_good_at = turn.now.max(*made_good_at) + CHANGE_MS;
+        Ok(())
+    }
+
+    /// Notes where a member's connection was seen. When the other of the two has done the same, both are told to connect.
+    fn observe(&mut self, turn: &mut Turn<'_>, member: u32, asked: Asked<'_>) -> Outcome {
+        let session = self.members[member].session;
+        let target = self.target(session, asked.fields.target)?;
+        let entry = &self.members[member];
+        if asked.origin.stream.is_none() || entry.relay_only || target == member {
+            return Err(Reject(code::BAD_REQUEST));
+        }
+        self.pay_for_change(turn, member)?;
+        let (own, peer) = (
+            self.members[member].handle.id,
+            self.members[target].handle.id,
+        );
+        let seen = asked.origin.addr.addr();
+        let locals = asked.fields.locals.iter().flatten().copied();
+        let mut wish = StreamWish {
+            peer,
+            seen,
+            locals: locals.filter(|local| local.may_be_local_to(seen)).collect(),
+            reachable_port: asked
+                .fields
+                .reachable_port
+                .and_then(seating::may_be_reachable),
+            since: turn.now,
+        };
+        let is_fresh = |wish: &StreamWish| turn.now.since(wish.since) < STREAM_WISH_MS;
+        let theirs = &mut self.members[target].stream_wishes;
+        theirs.retain(is_fresh);
+        let other = theirs.iter().position(|other| other.peer == own);
+        let ours = &mut self.members[member].stream_wishes;
+        ours.retain(|old| is_fresh(old) && old.peer != peer);
+        let Some(other) = other else {
+            ours.push(wish);
+            return Ok(());
+        };
+        let mut other = self.members[target].stream_wishes.swap_remove(other);
+        if other.seen.ip() != wish.seen.ip() {
+            (wish.locals, other.locals) = (Box::default(), Box::default());
+        }
+        turn.counters.count(Counter::Introductions);
+        let start_ms = turn.wall.unix_ms(turn.now) + INTRODUCTION_LEAD_MS;
+        for (index, peer, wish) in [(member, peer, other), (target, own, wish)] {
+            let queue = &mut self.members[index].introductions;
+            queue.retain(|old| old.stream.is_none() || old.peer.seat != peer.seat);
+            queue.push(Introduction {
+                peer,
+                start_ms,
+                stream: Some(Box::new(wish)),
+            });
+        }
+        Ok(())
     }
 
     fn target(&self, session: u32, target: Option<SeatId>) -> Result<u32, Reject> {
@@ -340,8 +407,12 @@ impl Lobby {
         for (member, peer) in [(a, b), (b, a)] {
             let peer = self.members[peer].handle.id;
             let queue = &mut self.members[member].introductions;
-            queue.retain(|introduction| introduction.peer.seat != peer.seat);
-            queue.push(Introduction { peer, start_ms });
+            queue.retain(|old| old.stream.is_some() || old.peer.seat != peer.seat);
+            queue.push(Introduction {
+                peer,
+                start_ms,
+                stream: None,
+            });
         }
     }
 

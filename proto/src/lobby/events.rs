@@ -6,7 +6,7 @@
 use rand::RngExt;
 
 use super::seating::told_flags;
-use super::session::{InFlight, LogEntry, Session};
+use super::session::{InFlight, LogEntry, Session, StreamWish};
 use super::{Lobby, Turn};
 use crate::stats::Counter;
 use crate::wire::native::{
@@ -262,6 +262,17 @@ impl Lobby {
             [member.handle.id, peer.handle.id],
             introduction.start_ms,
         );
+        if let Some(wish) = &introduction.stream {
+            let kind = EventKind::StreamIntroduction;
+            event(out, kind, 0, introduction.peer, |out| {
+                if !member.relay_only && !peer.relay_only {
+                    write_stream_addresses(out, wish, id);
+                }
+                out.attribute(attr::CHECK_KEY, &key)
+                    .attribute(attr::START_TIME, &introduction.start_ms.to_be_bytes());
+            });
+            return true;
+        }
         event(out, EventKind::Introduction, 0, introduction.peer, |out| {
             if !member.is_relay_only() && !peer.is_relay_only() {
                 let mapped = peer.source.addr();
@@ -270,6 +281,12 @@ impl Lobby {
                     for local in &peer.locals {
                         out.xor_addr(attr::LOCAL_ADDRESS, *local, id);
                     }
+                }
+                if let Some(port) = peer.reachable_port {
+                    out.xor_addr(attr::REACHABLE_ADDRESS, mapped.with_port(port), id);
+                }
+                if let Some(nat) = peer.nat.filter(|nat| nat.random || nat.step != 0) {
+                    out.attribute(attr::NAT_MAPPING, &nat.to_bytes());
                 }
                 for port in peer.nat.iter().flat_map(|nat| nat.predicted_ports()) {
                     out.xor_addr(attr::PREDICTED_ADDRESS, mapped.with_port(port), id);
@@ -356,6 +373,16 @@ impl Lobby {
             && batch.bytes[8..stun::HEADER_LEN] == message.transaction_id().0
             && message.verify_integrity(Integrity::Sha256Truncated, &member.token))
         .then_some(index)
+    }
+}
+
+fn write_stream_addresses(out: &mut AttributeWriter<'_>, wish: &StreamWish, id: TransactionId) {
+    out.xor_addr(attr::TCP_ADDRESS, wish.seen, id);
+    for local in &wish.locals {
+        out.xor_addr(attr::LOCAL_ADDRESS, *local, id);
+    }
+    if let Some(port) = wish.reachable_port {
+        out.xor_addr(attr::REACHABLE_ADDRESS, wish.seen.with_port(port), id);
     }
 }
 

@@ -329,6 +329,8 @@ impl Lobby {
             data: Box::default(),
             locals: Box::default(),
             nat: None,
+            reachable_port: None,
+            stream_wishes: Vec::new(),
             roster: Vec::new(),
             cursor: 0,
             introductions: Vec::new(),
@@ -537,6 +539,15 @@ pub(super) fn take_member_part(member: &mut Member, fields: &Fields<'_>) {
     if fields.nat_mapping.is_some() {
         member.nat = fields.nat_mapping;
     }
+    if let Some(port) = fields.reachable_port {
+        member.reachable_port = may_be_reachable(port);
+    }
+}
+
+/// A claimed port of the member's own public address: believed for ports that no service of somebody behind the same address
+/// is likely to have.
+pub(super) fn may_be_reachable(port: u16) -> Option<u16> {
+    (port >= 1024).then_some(port)
 }
 
 pub(super) fn set_route(member: &Member, route: Option<crate::forwarding::Route>) -> Mail {

@@ -165,10 +165,22 @@ impl Session {
 }
 
 /// A pair that this member is to be told to punch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Introduction {
     pub peer: SeatId,
     pub start_ms: u64,
+    /// The addresses to connect streams to, if it is about a stream.
+    pub stream: Option<Box<StreamWish>>,
+}
+
+/// A member's wish for a stream with another, and where its own connection was seen.
+#[derive(Clone, Debug)]
+pub(super) struct StreamWish {
+    pub peer: SeatId,
+    pub seen: Addr,
+    pub locals: Box<[Addr]>,
+    pub reachable_port: Option<u16>,
+    pub since: Millis,
 }
 
 /// A batch of events under way: its bytes, to be repeated as they are.
@@ -209,6 +221,10 @@ pub(super) struct Member {
     pub data: Box<[u8]>,
     pub locals: Box<[Addr]>,
     pub nat: Option<NatMapping>,
+    /// A port of its public address that it says leads to it.
+    pub reachable_port: Option<u16>,
+    /// At most one for every other member.
+    pub stream_wishes: Vec<StreamWish>,
     /// Who was there when it came and it still has to be told of.
     pub roster: Vec<SeatId>,
     /// Number of the log entry that it is to be told next.

@@ -38,16 +38,19 @@ pub mod method {
     /// Server to client: a batch of session events. The success response acknowledges it.
     pub const EVENT: u16 = 0x0bc;
 
+    /// Over TCP: have the address of this connection told to a member that wants a stream too. Leaves the seat where it is.
+    pub const OBSERVE: u16 = 0x0bd;
+
     /// Whether a method is the native protocol's and sent by clients.
     #[must_use]
     pub const fn is_native(method: u16) -> bool {
-        method >= HOST && method <= KEEPALIVE
+        method >= HOST && method <= OBSERVE && method != EVENT
     }
 
     /// Whether a request of this method is made from a seat: it carries SEAT-HANDLE and integrity under the token.
     #[must_use]
     pub const fn is_seated(method: u16) -> bool {
-        method >= LEAVE && method <= KEEPALIVE
+        method >= LEAVE && method <= OBSERVE && method != EVENT
     }
 }
 
@@ -122,6 +125,12 @@ pub mod attr {
     pub const PROBE_PORT: u16 = 0xcb0a;
     /// 32 bits: members in the session.
     pub const MEMBER_COUNT: u16 = 0xcb0b;
+    /// In XOR form, the address from which the server saw a member's TCP connection.
+    pub const TCP_ADDRESS: u16 = 0xcb0c;
+    /// 32 bits: a port of the sender's public address that leads to it whoever sends, 0 for none.
+    pub const REACHABLE_PORT: u16 = 0xcb0d;
+    /// In XOR form, a member's public address with its REACHABLE-PORT.
+    pub const REACHABLE_ADDRESS: u16 = 0xcb0e;
     /// Empty, in a connectivity check: its sender is about to leave the server and goes on directly.
     pub const LEAVES_SERVER: u16 = 0xcb20;
 }
@@ -339,12 +348,15 @@ pub enum EventKind {
     SessionChanged = 4,
     /// Nested: MEMBER-DATA as it is now.
     MemberChanged = 5,
-    /// Begin punching. Nested: XOR-MAPPED-ADDRESS, LOCAL-ADDRESS, PREDICTED-ADDRESS, CHECK-KEY, START-TIME.
+    /// Begin punching. Nested: XOR-MAPPED-ADDRESS, LOCAL-ADDRESS, PREDICTED-ADDRESS, REACHABLE-ADDRESS, CHECK-KEY,
+    /// START-TIME.
     Introduction = 6,
     /// The receiver's own seat is gone; the reason is a [`LeaveReason`]. The last event.
     Removed = 7,
     /// A match has all its players.
     Formed = 8,
+    /// Begin to connect by TCP. Nested: TCP-ADDRESS, LOCAL-ADDRESS, REACHABLE-ADDRESS, CHECK-KEY, START-TIME.
+    StreamIntroduction = 9,
 }
 
 impl EventKind {
@@ -360,6 +372,7 @@ impl EventKind {
             6 => Self::Introduction,
             7 => Self::Removed,
             8 => Self::Formed,
+            9 => Self::StreamIntroduction,
             _ => return None,
         })
     }
@@ -492,6 +505,9 @@ pub struct Fields<'a> {
     pub limits: Option<(u32, u32)>,
     pub probe_port: Option<u16>,
     pub member_count: Option<u8>,
+    pub tcp_address: Option<Addr>,
+    pub reachable_port: Option<u16>,
+    pub reachable: Option<Addr>,
 }
 
 /// Why a message's attributes could not be read.
@@ -593,6 +609,11 @@ impl<'a> Fields<'a> {
             }
             attr::PROBE_PORT => set(&mut self.probe_port, u16::try_from(word(value)?).ok()?),
             attr::MEMBER_COUNT => set(&mut self.member_count, u8::try_from(word(value)?).ok()?),
+            attr::TCP_ADDRESS => set(&mut self.tcp_address, stun::decode_xor_addr(value, id)?),
+            attr::REACHABLE_PORT => {
+                set(&mut self.reachable_port, u16::try_from(word(value)?).ok()?);
+            }
+            attr::REACHABLE_ADDRESS => set(&mut self.reachable, stun::decode_xor_addr(value, id)?),
             _ => return Some(false),
         }
         Some(true)

@@ -153,7 +153,8 @@ fn conversation() -> (Vec<Vector>, Player) {
         &join,
     );
     host.deaf = true;
-    guest.exchange(world, &join).ok();
+    let joined = guest.exchange(world, &join).ok();
+    let guest_seat = joined.fields().handle.expect("SEAT-HANDLE").id;
     let batch = world.take(host.addr).expect("a batch of events");
     add(
         "event-request.hex",
@@ -172,6 +173,16 @@ fn conversation() -> (Vec<Vector>, Player) {
     assert!(
         world.take(host.addr).is_none(),
         "the acknowledgement counts"
+    );
+    let observe = host.encode(method::OBSERVE, &|w, _, _| {
+        w.attribute(attr::TARGET_SEAT, &guest_seat.to_bytes())
+            .xor_addr(attr::LOCAL_ADDRESS, addr("192.168.1.10:40001"))
+            .u32(attr::REACHABLE_PORT, 7777);
+    });
+    add(
+        "observe-request.hex",
+        "OBSERVE, to go over TCP: the host wants a stream with the second client, and has port 7777 forwarded to it.",
+        &observe,
     );
     (vectors, host)
 }
@@ -261,6 +272,11 @@ fn the_files_read_as_specified() {
     assert_eq!(fields.code, Some(handle.code));
     let proof = password_proof(&key, fields.nonce.unwrap(), join.transaction_id());
     assert_eq!(fields.password_proof, Some(proof));
+
+    let observe = verified("observe-request.hex");
+    let fields = Fields::read(&Message::parse(&observe).unwrap()).unwrap();
+    assert_eq!(fields.reachable_port, Some(7777));
+    assert!(fields.target.is_some() && fields.locals[0].is_some());
 
     let batch = verified("event-request.hex");
     let batch = Message::parse(&batch).unwrap();

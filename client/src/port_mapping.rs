@@ -1,0 +1,353 @@
+//! Asking the router for a port that it forwards, by PCP (RFC 6887), its forerunner NAT-PMP (RFC 6886), or else UPnP. Sends to the
+//! default gateway only, and never waits for it longer than a second and a half for each protocol.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use crate::upnp::UpnpMapping;
+
+/// Where gateways listen (RFC 6887 section 19.1).
+const GATEWAY_PORT: u16 = 5351;
+/// How long a mapping is wanted: longer than most sessions. What is left of it is given back.
+const LIFETIME_SECS: u32 = 7_200;
+/// Waits between repetitions (RFC 6886 section 3.1), as many as a player has patience for.
+const WAITS: [Duration; 3] = [
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_millis(750),
+];
+const PCP: u8 = 2;
+const NAT_PMP: u8 = 0;
+const PCP_MAP: u8 = 1;
+const PCP_LEN: usize = 60;
+const NAT_PMP_LEN: usize = 16;
+
+/// A port that the router forwards, in whatever way it was asked. Dropping it gives it back.
+#[derive(Debug)]
+pub(crate) enum Forwarding {
+    Pcp(PortMapping),
+    Upnp(UpnpMapping),
+}
+
+impl Forwarding {
+    /// Asks the default gateway of this machine to forward a port, UDP and if it likes TCP too. `None` if it does not, or if
+    /// there is none that is known.
+    pub(crate) fn request(local_port: u16) -> Option<Self> {
+        let gateway = default_gateway()?;
+        PortMapping::request_of((gateway, GATEWAY_PORT).into(), local_port)
+            .map(Self::Pcp)
+            .or_else(|| UpnpMapping::request(gateway, local_port).map(Self::Upnp))
+    }
+
+    pub(crate) const fn external_port(&self) -> u16 {
+        match self {
+            Self::Pcp(mapping) => mapping.external_port,
+            Self::Upnp(mapping) => mapping.external_port,
+        }
+    }
+}
+
+/// What is forwarded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Protocol {
+    Udp,
+    Tcp,
+}
+
+/// A port that the router forwards. Dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct PortMapping {
+    gateway: SocketAddr,
+    nonce: [u8; 12],
+    local_port: u16,
+    external_port: u16,
+}
+
+impl PortMapping {
+    fn request_of(gateway: SocketAddr, local_port: u16) -> Option<Self> {
+        let mut nonce = [0; 12];
+        getrandom::fill(&mut nonce).ok()?;
+        let mut mapping = Self {
+            gateway,
+            nonce,
+            local_port,
+            external_port: local_port,
+        };
+        mapping.external_port = mapping.ask(Protocol::Udp, LIFETIME_SECS)?;
+        // Streams want the same port. Another one is of no use to anybody.
+        if mapping.ask(Protocol::Tcp, LIFETIME_SECS) != Some(mapping.external_port) {
+            let _ = mapping.ask(Protocol::Tcp, 0);
+        }
+        Some(mapping)
+    }
+
+    /// The external port that the gateway answers with.
+    fn ask(&self, protocol: Protocol, lifetime_secs: u32) -> Option<u16> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.connect(self.gateway).ok()?;
+        let client = socket.local_addr().ok()?.ip();
+        let pcp = self.pcp_request(client, protocol, lifetime_secs);
+        match exchange(&socket, &pcp, |answer| {
+            self.read_pcp(answer, protocol)
+                .or_else(|| speaks_nat_pmp_only(answer).then_some(Answer::Other))
+        })? {
+            Answer::Port(port) => Some(port),
+            Answer::Refused => None,
+            Answer::Other => {
+                let request = self.nat_pmp_request(protocol, lifetime_secs);
+                match exchange(&socket, &request, |answer| {
+                    self.read_nat_pmp(answer, protocol)
+                })? {
+                    Answer::Port(port) => Some(port),
+                    _ => None,
+                }
+            }
+        }
+    }
+
+    fn pcp_request(&self, client: IpAddr, protocol: Protocol, lifetime_secs: u32) -> Vec<u8> {
+        let client = match client {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        let mut request = vec![PCP, PCP_MAP, 0, 0];
+        request.extend(lifetime_secs.to_be_bytes());
+        request.extend(client.octets());
+        request.extend(self.nonce);
+        request.extend([protocol.number(), 0, 0, 0]);
+        request.extend(self.local_port.to_be_bytes());
+        request.extend(self.external_port.to_be_bytes());
+        request.extend(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().octets());
+        request
+    }
+
+    fn read_pcp(&self, answer: &[u8], protocol: Protocol) -> Option<Answer> {
+        let answer = answer.first_chunk::<PCP_LEN>()?;
+        let is_ours = answer[..2] == [PCP, 0x80 | PCP_MAP]
+            && answer[24..36] == self.nonce
+            && answer[36] == protocol.number()
+            && answer[40..42] == self.local_port.to_be_bytes();
+        let port = u16::from_be_bytes([answer[42], answer[43]]);
+        is_ours.then(|| Answer::of(answer[3] == 0, port))
+    }
+
+    fn nat_pmp_request(&self, protocol: Protocol, lifetime_secs: u32) -> Vec<u8> {
+        let external = if lifetime_secs == 0 {
+            0
+        } else {
+            self.external_port
+        };
+        let mut request = vec![NAT_PMP, protocol.nat_pmp_opcode(), 0, 0];
+        request.extend(self.local_port.to_be_bytes());
+        request.extend(external.to_be_bytes());
+        request.extend(lifetime_secs.to_be_bytes());
+        request
+    }
+
+    fn read_nat_pmp(&self, answer: &[u8], protocol: Protocol) -> Option<Answer> {
+        let head = answer.first_chunk::<4>()?;
+        if head[..2] != [NAT_PMP, 0x80 | protocol.nat_pmp_opcode()] {
+            return None;
+        }
+        if head[2..] != [0, 0] {
+            return Some(Answer::Refused);
+        }
+        let answer = answer.first_chunk::<NAT_PMP_LEN>()?;
+        let port = u16::from_be_bytes([answer[10], answer[11]]);
+        (answer[8..10] == self.local_port.to_be_bytes()).then(|| Answer::of(true, port))
+    }
+}
+
+impl Drop for PortMapping {
+    /// Says once that the ports are not needed any more; they lapse by themselves if that is lost.
+    fn drop(&mut self) {
+        let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)) else {
+            return;
+        };
+        if socket.connect(self.gateway).is_err() {
+            return;
+        }
+        let Ok(local) = socket.local_addr() else {
+            return;
+        };
+        for protocol in [Protocol::Udp, Protocol::Tcp] {
+            let _ = socket.send(&self.pcp_request(local.ip(), protocol, 0));
+            let _ = socket.send(&self.nat_pmp_request(protocol, 0));
+        }
+    }
+}
+
+impl Protocol {
+    /// The IANA protocol number.
+    const fn number(self) -> u8 {
+        match self {
+            Self::Udp => 17,
+            Self::Tcp => 6,
+        }
+    }
+
+    const fn nat_pmp_opcode(self) -> u8 {
+        match self {
+            Self::Udp => 1,
+            Self::Tcp => 2,
+        }
+    }
+}
+
+enum Answer {
+    Port(u16),
+    Refused,
+    /// The gateway speaks the other protocol.
+    Other,
+}
+
+impl Answer {
+    const fn of(is_success: bool, port: u16) -> Self {
+        if is_success && port != 0 {
+            Self::Port(port)
+        } else {
+            Self::Refused
+        }
+    }
+}
+
+/// A gateway of NAT-PMP's time answers PCP with its own version and result 1 (RFC 6887 appendix A).
+fn speaks_nat_pmp_only(answer: &[u8]) -> bool {
+    answer.len() >= 4 && answer[0] == NAT_PMP
+}
+
+/// Sends until something comes that `read` understands.
+fn exchange(
+    socket: &UdpSocket,
+    request: &[u8],
+    read: impl Fn(&[u8]) -> Option<Answer>,
+) -> Option<Answer> {
+    let mut buffer = [0; 1_100];
+    for wait in WAITS {
+        socket.send(request).ok()?;
+        let until = Instant::now() + wait;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
+                break;
+            }
+            match socket.recv(&mut buffer) {
+                Ok(len) => {
+                    if let Some(answer) = read(&buffer[..len]) {
+                        return Some(answer);
+                    }
+                }
+                // Nobody listens there.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return None,
+                Err(_) => {}
+            }
+        }
+    }
+    None
+}
+
+/// The gateway of the default route, as the kernel's table has it (proc_net(5)). Other systems have no such file.
+fn default_gateway() -> Option<IpAddr> {
+    read_routes(&std::fs::read_to_string("/proc/net/route").ok()?)
+}
+
+fn read_routes(table: &str) -> Option<IpAddr> {
+    table.lines().skip(1).find_map(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        let destination = columns.next()?;
+        let gateway = u32::from_str_radix(columns.next()?, 16).ok()?;
+        let is_default = destination == "00000000" && gateway != 0;
+        is_default.then(|| Ipv4Addr::from(gateway.to_ne_bytes()).into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    /// A gateway that answers each request with what `answers` makes of it, until it makes nothing.
+    fn gateway(mut answers: impl FnMut(&[u8]) -> Option<Vec<u8>> + Send + 'static) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let at = socket.local_addr().unwrap();
+        thread::spawn(move || {
+            let mut buffer = [0; 1_100];
+            while let Ok((len, from)) = socket.recv_from(&mut buffer) {
+                let Some(answer) = answers(&buffer[..len]) else {
+                    return;
+                };
+                socket.send_to(&answer, from).unwrap();
+            }
+        });
+        at
+    }
+
+    fn pcp_answer(request: &[u8], result: u8, port: u16) -> Vec<u8> {
+        let mut answer = vec![PCP, 0x81, 0, result];
+        answer.extend(&request[4..8]);
+        answer.extend([0; 16]);
+        answer.extend(&request[24..42]);
+        answer.extend(port.to_be_bytes());
+        answer.extend([0; 16]);
+        answer
+    }
+
+    #[test]
+    fn a_gateway_of_pcp_forwards_a_port() {
+        let at = gateway(|request| {
+            assert_eq!((request.len(), request[0], request[1]), (PCP_LEN, 2, 1));
+            assert_eq!(request[40..42], 4_000u16.to_be_bytes());
+            Some(pcp_answer(request, 0, 61_000))
+        });
+        let mapping = PortMapping::request_of(at, 4_000).unwrap();
+        assert_eq!(mapping.external_port, 61_000);
+    }
+
+    #[test]
+    fn a_gateway_of_nat_pmp_forwards_a_port() {
+        let at = gateway(|request| {
+            if request[0] == PCP {
+                return Some(vec![0, 0x81, 0, 1, 0, 0, 0, 0]);
+            }
+            assert_eq!(request.len(), 12);
+            let mut answer = vec![0, 0x80 | request[1], 0, 0, 0, 0, 0, 9];
+            answer.extend(&request[4..6]);
+            answer.extend(61_001u16.to_be_bytes());
+            answer.extend(&request[8..12]);
+            Some(answer)
+        });
+        let mapping = PortMapping::request_of(at, 4_000).unwrap();
+        assert_eq!(mapping.external_port, 61_001);
+    }
+
+    #[test]
+    fn refusals_and_nonsense_forward_nothing() {
+        let at = gateway(|request| Some(pcp_answer(request, 2, 61_000)));
+        assert!(PortMapping::request_of(at, 4_000).is_none(), "refused");
+        let at = gateway(|request| Some(pcp_answer(request, 0, 0)));
+        assert!(PortMapping::request_of(at, 4_000).is_none(), "port zero");
+        for len in 0..PCP_LEN {
+            let mapping = PortMapping {
+                gateway: at,
+                nonce: [1; 12],
+                local_port: 4_000,
+                external_port: 4_000,
+            };
+            let request = mapping.pcp_request(at.ip(), Protocol::Udp, 1);
+            let answer = pcp_answer(&request, 0, 5_000);
+            assert!(mapping.read_pcp(&answer[..len], Protocol::Udp).is_none());
+            let _ = mapping.read_nat_pmp(&answer[..len], Protocol::Udp);
+            std::mem::forget(mapping);
+        }
+    }
+
+    #[test]
+    fn the_default_gateway_is_read_from_the_kernels_table() {
+        let table = "Iface\tDestination\tGateway\tFlags\nlan\t0001A8C0\t00000000\t0001\nlan\t00000000\t0101A8C0\t0003\n";
+        let expected: IpAddr = Ipv4Addr::from(0x0101_A8C0_u32.to_ne_bytes()).into();
+        assert_eq!(read_routes(table), Some(expected));
+        assert_eq!(read_routes("Iface\n"), None);
+        assert_eq!(read_routes("x\nlan\t00000000\tnonsense\n"), None);
+    }
+}

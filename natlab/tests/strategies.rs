@@ -1,0 +1,211 @@
+//! Each strategy alone connects a pair of players that none of the other ways without the server does.
+
+use waypost_natlab::{Lab, Meeting, Nat, Programs, can_run, meet_as};
+
+fn programs() -> Programs {
+    Programs {
+        server: env!("CARGO_BIN_EXE_natlab-server").into(),
+        player: env!("CARGO_BIN_EXE_natlab-player").into(),
+    }
+}
+
+/// What one player is told beside its strategies.
+type Options = &'static [&'static str];
+
+const FORWARDED: Options = &["--local-port", "7777", "--reachable-port", "7777"];
+const STREAM: Options = &["--stream", "yes"];
+
+/// Lets two players meet with only these strategies; `None` where laboratories cannot be made.
+fn meet(nats: (Nat, Nat), strategies: [&str; 2], options: [&[Options]; 2]) -> Option<[Meeting; 2]> {
+    assert_eq!(Lab::FORWARDED_PORT, 7777);
+    if let Err(why) = can_run() {
+        assert!(
+            std::env::var_os("WAYPOST_NATLAB_REQUIRED").is_none(),
+            "this test must not be skipped here: {why}"
+        );
+        eprintln!("SKIPPED: {why}");
+        return None;
+    }
+    let all: Vec<Vec<&str>> = strategies
+        .iter()
+        .zip(options)
+        .map(|(strategies, options)| {
+            let own = options.iter().flat_map(|options| options.iter().copied());
+            ["--strategies", strategies, "--settle-ms", "7000"]
+                .into_iter()
+                .chain(own)
+                .collect()
+        })
+        .collect();
+    let meetings = meet_as(&programs(), nats, &[], [&all[0], &all[1]]);
+    Some(meetings.unwrap_or_else(|error| panic!("{nats:?} by {strategies:?}: {error}")))
+}
+
+fn is_direct(meetings: &[Meeting; 2]) -> bool {
+    for meeting in meetings {
+        let flaws = (meeting.lost, meeting.duplicated, meeting.corrupted);
+        assert!(
+            meeting.path != "direct" || flaws == (0, 0, 0),
+            "{meetings:?}"
+        );
+    }
+    meetings.iter().all(|meeting| meeting.path == "direct")
+}
+
+fn worked(meeting: &Meeting, strategy: &str) -> bool {
+    meeting.strategies[strategy].starts_with("connected")
+}
+
+/// The ways that lead nowhere for these two, each tried alone: datagrams first, then a stream.
+fn assert_closed(nats: (Nat, Nat), options: [&[Options]; 2], datagrams: &[[&str; 2]], punch: bool) {
+    for strategies in datagrams {
+        let Some(meetings) = meet(nats, *strategies, options) else {
+            return;
+        };
+        let closed = meetings.iter().all(|meeting| meeting.path == "unreachable");
+        assert!(closed, "{nats:?} by {strategies:?}: {meetings:?}");
+    }
+    if punch {
+        let with_stream = options.map(|own| [own, &[STREAM]].concat());
+        let with_stream = [&with_stream[0][..], &with_stream[1][..]];
+        if let Some(meetings) = meet(nats, ["tcp-punch"; 2], with_stream) {
+            let closed = meetings.iter().all(|meeting| meeting.stream.is_none());
+            assert!(closed, "{nats:?} by tcp-punch: {meetings:?}");
+        }
+    }
+}
+
+#[test]
+fn direct_reaches_a_forwarded_port_that_nobody_could_punch_to() {
+    let nats = (Nat::Symmetric, Nat::Forwarded);
+    let options: [&[Options]; 2] = [&[], &[FORWARDED]];
+    let Some(meetings) = meet(nats, ["direct"; 2], options) else {
+        return;
+    };
+    assert!(is_direct(&meetings), "{meetings:?}");
+    assert!(worked(&meetings[0], "direct"), "{meetings:?}");
+    // The other way round it would have to call somebody whom nobody can.
+    let others = [["reverse", "direct"], ["udp-punch", "udp-punch"]];
+    assert_closed(nats, options, &others, true);
+}
+
+#[test]
+fn reverse_has_the_one_who_can_be_reached_called() {
+    let nats = (Nat::Forwarded, Nat::SymmetricNoUdp);
+    let options: [&[Options]; 2] = [&[FORWARDED, STREAM], &[STREAM]];
+    let Some(meetings) = meet(nats, ["reverse", "direct"], options) else {
+        return;
+    };
+    assert_eq!(
+        meetings.each_ref().map(|meeting| meeting.stream.as_deref()),
+        [Some("reverse"), Some("direct")],
+        "{meetings:?}"
+    );
+    let options: [&[Options]; 2] = [&[FORWARDED], &[]];
+    let others = [["udp-punch", "udp-punch"], ["direct", "reverse"]];
+    assert_closed(nats, options, &others, true);
+}
+
+#[test]
+fn udp_punching_connects_two_whose_firewalls_block_tcp() {
+    let nats = (Nat::NoTcp, Nat::NoTcp);
+    let Some(meetings) = meet(nats, ["udp-punch"; 2], [&[], &[]]) else {
+        return;
+    };
+    assert!(is_direct(&meetings), "{meetings:?}");
+    assert!(worked(&meetings[0], "udp-punch"), "{meetings:?}");
+    let others = [["direct", "reverse"], ["reverse", "direct"]];
+    assert_closed(nats, [&[], &[]], &others, true);
+}
+
+#[test]
+fn tcp_punching_connects_two_whose_firewalls_block_udp() {
+    let nats = (Nat::NoUdp, Nat::NoUdp);
+    let Some(meetings) = meet(nats, ["tcp-punch"; 2], [&[STREAM], &[STREAM]]) else {
+        return;
+    };
+    for meeting in &meetings {
+        assert_eq!(meeting.stream.as_deref(), Some("tcp-punch"), "{meetings:?}");
+    }
+    let began = meetings.each_ref().map(|meeting| meeting.stream_began_us);
+    if let [Some(a), Some(b)] = began {
+        eprintln!("the two began {} us apart", a.abs_diff(b));
+    }
+    let others = [["udp-punch", "udp-punch"], ["direct", "reverse"]];
+    assert_closed(nats, [&[], &[]], &others, false);
+}
+
+#[test]
+fn guessing_finds_the_port_that_a_carrier_took_from_a_customers_block() {
+    let nats = (Nat::PortBlock, Nat::PortRestricted);
+    let guess: Options = &["--guess", "yes"];
+    let Some(meetings) = meet(nats, ["udp-punch"; 2], [&[guess], &[guess]]) else {
+        return;
+    };
+    assert!(is_direct(&meetings), "{meetings:?}");
+    // Without guesses it is chance whether the port is the one that the server saw, or the next.
+    let others = [["direct", "reverse"], ["reverse", "direct"]];
+    assert_closed(nats, [&[], &[]], &others, false);
+}
+
+#[test]
+fn the_relay_connects_two_for_whom_there_is_no_other_way() {
+    let nats = (Nat::SymmetricNoUdp, Nat::SymmetricNoUdp);
+    let Some(meetings) = meet(nats, ["relay"; 2], [&[], &[]]) else {
+        return;
+    };
+    for meeting in &meetings {
+        assert_eq!(meeting.path, "relayed", "{meetings:?}");
+        assert!(
+            meeting.sent > 0 && meeting.received == meeting.sent,
+            "{meetings:?}"
+        );
+        for hidden in ["direct", "reverse", "udp-punch", "tcp-punch"] {
+            assert!(meeting.strategies[hidden].starts_with("not tried"));
+        }
+    }
+    let others = [["udp-punch", "udp-punch"], ["direct", "reverse"]];
+    assert_closed(nats, [&[], &[]], &others, true);
+}
+
+#[test]
+fn turn_over_tcp_connects_one_whose_network_has_no_udp() {
+    let nats = (Nat::OnlyTcp, Nat::Symmetric);
+    let turn: Options = &["--turn", "203.0.113.2:3478"];
+    assert!(turn[1].starts_with(Lab::SECOND_SERVER_IP));
+    let relay_or_punch = "udp-punch,relay";
+    let Some(meetings) = meet(nats, [relay_or_punch; 2], [&[turn], &[]]) else {
+        return;
+    };
+    for meeting in &meetings {
+        assert!(
+            meeting.sent > 0 && meeting.received == meeting.sent,
+            "{meetings:?}"
+        );
+    }
+}
+
+#[test]
+fn direct_reaches_a_port_that_the_router_was_asked_for() {
+    let nats = (Nat::Symmetric, Nat::Forwarding);
+    let asks: Options = &["--map-port", "yes"];
+    let Some(meetings) = meet(nats, ["direct"; 2], [&[], &[asks]]) else {
+        return;
+    };
+    assert!(is_direct(&meetings), "{meetings:?}");
+    assert!(worked(&meetings[0], "direct"), "{meetings:?}");
+    // Without asking nothing of that is so.
+    let others = [["direct", "direct"], ["udp-punch", "udp-punch"]];
+    assert_closed(nats, [&[], &[]], &others, true);
+}
+
+#[test]
+fn tcp_punching_gets_past_nats_that_would_remember_a_stranger() {
+    let nats = (Nat::Remembers, Nat::Remembers);
+    let Some(meetings) = meet(nats, ["tcp-punch"; 2], [&[STREAM], &[STREAM]]) else {
+        return;
+    };
+    for meeting in &meetings {
+        assert_eq!(meeting.stream.as_deref(), Some("tcp-punch"), "{meetings:?}");
+    }
+}
