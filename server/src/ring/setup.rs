@@ -17,6 +17,9 @@ const CQ_ENTRIES: u32 = 16384;
 
 /// Says whether the io_uring backend would work here, by setting up a small one.
 ///
+/// It does so on a thread of its own: some time after a ring is closed the kernel interrupts the thread that made it, whose
+/// receives with a timeout then fail with EINTR (io_ring_exit_work in io_uring/io_uring.c; signal(7)).
+///
 /// # Errors
 ///
 /// [`SetupError::Unavailable`] when the kernel is too old, or seccomp or
@@ -27,7 +30,13 @@ pub fn probe() -> Result<(), SetupError> {
         max_sockets: 1,
         ..IoConfig::default()
     };
-    super::Ring::new(&config).map(drop)
+    let trial = std::thread::Builder::new()
+        .name("io-uring-probe".to_owned())
+        .spawn(move || super::Ring::new(&config).map(drop))
+        .map_err(refused("a thread", "raise the limit of processes"))?;
+    trial
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 pub(super) fn refused(
