@@ -181,7 +181,8 @@ const DATA_INDICATION: [u8; 2] = [0x00, 0x17];
 
 /// A datagram's payload and what it is framed with. The order of attributes in a Data indication is the server's choice.
 fn unframe(bytes: &[u8], payload_bytes: usize) -> Option<(Arriving, &[u8])> {
-    if bytes.starts_with(&DATA_INDICATION) {
+    // A payload may begin like one.
+    if bytes.len() > payload_bytes && bytes.starts_with(&DATA_INDICATION) {
         let message = Message::parse(bytes).ok()?;
         let peer = message.find_xor_addr(attr::XOR_PEER_ADDRESS)?;
         let payload = message.find(attr::DATA)?;
@@ -256,17 +257,32 @@ impl<'a> Run<'a> {
         self.sent += 1;
     }
 
+    /// Counts a datagram that nobody sent so, and shows the first one.
+    #[cold]
+    fn note_corrupt(&mut self, arrived: &Arrived<'_>) {
+        if self.corrupt == 0 {
+            let head = &arrived.bytes[..arrived.bytes.len().min(32)];
+            eprintln!(
+                "changed: {} bytes from {} to {:?}, beginning with {head:02x?}",
+                arrived.bytes.len(),
+                arrived.from,
+                arrived.at
+            );
+        }
+        self.corrupt += 1;
+    }
+
     fn check(&mut self, arrived: Arrived<'_>, now: Instant) {
         let payload_bytes = self.shape.payload_bytes;
         let Some((arriving, payload)) = unframe(arrived.bytes, payload_bytes) else {
-            self.corrupt += 1;
+            self.note_corrupt(&arrived);
             return;
         };
         let (content, sum) = payload.split_at(payload_bytes - 8);
         let index = u32::from_le_bytes(number(content, payload_bytes - 16)) as usize;
         let sequence = u32::from_le_bytes(number(content, payload_bytes - 12));
         if checksum(content).to_le_bytes() != *sum || index >= self.flows.len() {
-            self.corrupt += 1;
+            self.note_corrupt(&arrived);
             return;
         }
         let state = &mut self.flows[index];

@@ -237,6 +237,18 @@ fn main() -> io::Result<ExitCode> {
             });
             let undisturbed = |outcome: &&Outcome| outcome.waiting() < UNDISTURBED;
             let lost_alone: u64 = outcomes.iter().filter(undisturbed).map(|o| o.lost).sum();
+            if wrong > 0 {
+                let [doubled, late, elsewhere, changed] = [
+                    sum(|outcome| outcome.duplicated),
+                    sum(|outcome| outcome.reordered),
+                    sum(|outcome| outcome.misdelivered),
+                    sum(|outcome| outcome.corrupt),
+                ];
+                println!(
+                    "{}: {doubled} doubled, {late} out of order, {elsewhere} at the wrong end, {changed} changed",
+                    server.name()
+                );
+            }
             faults |= wrong > 0 || (lost_alone > 0 && load.per_second.is_some());
             println!(
                 "{:<12} {:<22} {:>9.2} {:>17} {:>6.2} {:>9.0} {:>6.2} {:>8.3} {:>9.0} {:>9.0} {:>9.0} {:>6} {:>6}",
