@@ -24,6 +24,7 @@ pub struct Progress {
     recent: Live,
     /// p99 of each of the last times, nanoseconds.
     history: VecDeque<u64>,
+    is_one_of_many: bool,
     threads: usize,
     began: Instant,
     line_at: Instant,
@@ -31,8 +32,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// On standard error.
-    pub fn new() -> Self {
+    /// On standard error. One of many runs shows itself only on a terminal.
+    pub fn new(is_one_of_many: bool) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::no_length();
             let style = "{prefix:<30} {wide_bar} {pos}/{len} {elapsed}{msg}";
@@ -45,6 +46,7 @@ impl Progress {
             since: now,
             recent: Live::default(),
             history: VecDeque::new(),
+            is_one_of_many,
             threads: 1,
             began: now,
             line_at: now,
@@ -98,6 +100,7 @@ impl Progress {
                     self.history.make_contiguous(),
                 ));
             }
+            None if self.is_one_of_many => {}
             None => {
                 self.line.merge(&self.recent);
                 if now - self.line_at >= LINE_EVERY {
@@ -131,6 +134,7 @@ impl Progress {
                 bar.set_prefix(message);
                 bar.set_message("");
             }
+            None if self.is_one_of_many => {}
             None => eprintln!("{message}"),
         }
     }

@@ -335,7 +335,7 @@ fn conduct(
     gate: &Gate,
     messages: &Receiver<Message>,
 ) -> Result<Tally, Failure> {
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(plan.find_max);
     progress.set_up(u64::from(plan.sessions));
     let mut ready = 0;
     let mut sessions = 0;
