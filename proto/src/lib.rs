@@ -32,6 +32,8 @@ pub mod nonce;
 #[cfg(feature = "server")]
 pub mod shard;
 #[cfg(feature = "server")]
+pub mod shares;
+#[cfg(feature = "server")]
 pub mod stats;
 #[cfg(feature = "server")]
 pub mod ticket;

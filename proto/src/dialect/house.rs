@@ -1,14 +1,13 @@
 //! What all dialects share: how many sessions and players there may be, how many of one source, and how many bytes a source
 //! that nobody has proved may draw.
 
-use std::collections::HashMap;
-
 use ahash::RandomState;
 
 use super::relay::Relays;
 use super::{Desk, Dialect, DialectConfig, Seen};
 use crate::addr::{Addr, SourcePrefix};
 use crate::lobby::FailureBuckets;
+use crate::shares::Shares;
 use crate::stats::Counter;
 use crate::unproven::ReplyBudget;
 
@@ -22,7 +21,7 @@ pub(super) struct House {
     /// Who was wrong about passwords.
     pub failures: FailureBuckets,
     /// Sessions by the prefix of who made them.
-    by_source: HashMap<SourcePrefix, u32, RandomState>,
+    by_source: Shares<SourcePrefix>,
     /// Pairs that are relayed.
     pub relays: Relays,
     sessions: usize,
@@ -35,7 +34,7 @@ impl House {
         Self {
             budget: ReplyBudget::new(hasher.clone(), config.bytes_per_sec),
             failures: FailureBuckets::new(hasher.clone()),
-            by_source: HashMap::with_hasher(hasher.clone()),
+            by_source: Shares::with_capacity(0, hasher.clone()),
             relays: Relays::new(config.relay.clone(), config.pairs_max, hasher),
             sessions: 0,
             players: 0,
@@ -63,11 +62,11 @@ impl House {
         if self.draining || is_full {
             return Err(Counter::DropCapacity);
         }
-        let count = self.by_source.entry(owner.source_prefix()).or_insert(0);
-        if quota > 0 && *count >= quota && !owner.ip().is_loopback() {
+        let prefix = owner.source_prefix();
+        if quota > 0 && self.by_source.of(&prefix) >= quota && !owner.ip().is_loopback() {
             return Err(Counter::DropCapacity);
         }
-        *count += 1;
+        self.by_source.take(prefix);
         self.sessions += 1;
         Ok(())
     }
@@ -75,13 +74,7 @@ impl House {
     /// Takes back what [`House::add_session`] gave.
     pub fn remove_session(&mut self, owner: Addr) {
         self.sessions -= 1;
-        let prefix = owner.source_prefix();
-        let count = self.by_source.get_mut(&prefix);
-        let count = count.expect("who has a session is counted");
-        *count -= 1;
-        if *count == 0 {
-            self.by_source.remove(&prefix);
-        }
+        self.by_source.give_back(&owner.source_prefix());
     }
 
     /// Makes room for a player.
@@ -140,8 +133,7 @@ impl House {
     /// Asserts that what is counted is what there is.
     pub fn assert_consistent(&self, sessions: usize) {
         assert_eq!(self.sessions, sessions);
-        let by_source: u32 = self.by_source.values().sum();
-        assert!(by_source as usize == sessions && self.by_source.values().all(|&count| count > 0));
+        assert!(self.by_source.total() as usize == sessions && self.by_source.is_tight());
         assert!(self.sessions > 0 || self.players == 0);
         self.relays.assert_consistent();
     }

@@ -12,6 +12,7 @@ use super::{Asked, Desk, Dialect, DialectTimer, Seen};
 use crate::addr::{Addr, SourcePrefix};
 use crate::forwarding::{SocketIndex, ViewEnd};
 use crate::lobby::Slab;
+use crate::shares::Shares;
 use crate::stats::Counter;
 use crate::time::Millis;
 use crate::turn::RelayRefusal;
@@ -112,7 +113,7 @@ pub(super) struct Relays {
     pairs: Slab<Pair>,
     by_ends: HashMap<Ends, u32, RandomState>,
     opening: HashMap<SocketIndex, u32, RandomState>,
-    by_prefix: HashMap<SourcePrefix, u32, RandomState>,
+    by_prefix: Shares<SourcePrefix>,
     tries: Box<[Try]>,
     next_uid: u32,
 }
@@ -129,7 +130,7 @@ impl Relays {
             pairs: Slab::new(pairs_max),
             by_ends: HashMap::with_hasher(hasher.clone()),
             opening: HashMap::with_hasher(hasher.clone()),
-            by_prefix: HashMap::with_hasher(hasher.clone()),
+            by_prefix: Shares::with_capacity(0, hasher.clone()),
             tries: vec![Try::default(); tries].into_boxed_slice(),
             next_uid: 0,
             hasher,
@@ -229,8 +230,8 @@ impl Relays {
         let (dialect, a, b) = ends;
         let prefixes = prefixes(a, b);
         let is_full = |addr: &Addr| {
-            let count = self.by_prefix.get(&addr.source_prefix());
-            !addr.ip().is_loopback() && count.is_some_and(|&count| count >= PAIRS_PER_PREFIX)
+            let count = self.by_prefix.of(&addr.source_prefix());
+            !addr.ip().is_loopback() && count >= PAIRS_PER_PREFIX
         };
         if self.pairs.is_full() || [a, b].iter().any(is_full) {
             return None;
@@ -268,7 +269,7 @@ impl Relays {
             self.opening.insert(socket, index);
         }
         for prefix in prefixes.into_iter().flatten() {
-            *self.by_prefix.entry(prefix).or_insert(0) += 1;
+            self.by_prefix.take(prefix);
         }
         self.by_ends.insert(ends, index);
         desk.set_timer(LOOK_MS, DialectTimer::Pair(index, uid));
@@ -352,11 +353,7 @@ impl Relays {
         let [a, b] = pair.ends.map(|end| end.viewer);
         self.by_ends.remove(&(pair.dialect, a, b));
         for prefix in prefixes(a, b).into_iter().flatten() {
-            let count = self.by_prefix.get_mut(&prefix).expect("it was counted");
-            *count -= 1;
-            if *count == 0 {
-                self.by_prefix.remove(&prefix);
-            }
+            self.by_prefix.give_back(&prefix);
         }
         if !pair.failed {
             desk.forwarding.remove_port_pair(pair.sockets());
@@ -377,7 +374,7 @@ impl Relays {
             let opening = opening.iter().filter(|&&of| of == Some(&index)).count();
             assert_eq!(opening, usize::from(pair.opening));
         }
-        assert!(self.by_prefix.values().all(|&count| count > 0));
+        assert!(self.by_prefix.is_tight());
     }
 }
 

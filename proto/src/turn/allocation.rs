@@ -1,14 +1,13 @@
 //! The control side of allocations (RFC 8656 section 5): whose they are, what they were granted, when each family expires; and
 //! the quotas they count against. A table with a fixed capacity. What packets need is in [`crate::forwarding`].
 
-use std::collections::HashMap;
-
 use ahash::RandomState;
 
 use super::Reply;
 use super::mobility::Mobility;
 use crate::addr::{Addr, ClientAddr, SourcePrefix};
 use crate::forwarding::SocketIndex;
+use crate::shares::Shares;
 use crate::time::Millis;
 use crate::wire::stun::TransactionId;
 
@@ -132,8 +131,8 @@ pub(super) struct AllocationTable {
     capacity: usize,
     /// When the timer of each place fires. It outlives the occupant: places have timers, so that no churn can pile them up.
     timers: Vec<Millis>,
-    by_person: HashMap<u64, u32, RandomState>,
-    by_prefix: HashMap<SourcePrefix, u32, RandomState>,
+    by_person: Shares<u64>,
+    by_prefix: Shares<SourcePrefix>,
 }
 
 impl AllocationTable {
@@ -144,8 +143,8 @@ impl AllocationTable {
             count: 0,
             capacity,
             timers: Vec::new(),
-            by_person: HashMap::with_capacity_and_hasher(capacity, hasher.clone()),
-            by_prefix: HashMap::with_capacity_and_hasher(capacity, hasher),
+            by_person: Shares::with_capacity(capacity, hasher.clone()),
+            by_prefix: Shares::with_capacity(capacity, hasher),
         }
     }
 
@@ -159,10 +158,10 @@ impl AllocationTable {
 
     /// Whether one more stays within the quotas.
     pub fn fits(&self, quotas: Quotas, person: u64, client: Addr) -> bool {
-        let below = |used: Option<&u32>, most: u32| most == 0 || *used.unwrap_or(&0) < most;
-        below(self.by_person.get(&person), quotas.per_person)
+        let below = |used: u32, most: u32| most == 0 || used < most;
+        below(self.by_person.of(&person), quotas.per_person)
             && below(
-                self.by_prefix.get(&client.source_prefix()),
+                self.by_prefix.of(&client.source_prefix()),
                 quotas.per_prefix,
             )
     }
@@ -170,8 +169,8 @@ impl AllocationTable {
     /// Takes an allocation in. The table is not full.
     pub fn insert(&mut self, allocation: Allocation) -> u32 {
         assert!(!self.is_full(), "the caller checked that there is room");
-        *self.by_person.entry(allocation.person).or_insert(0) += 1;
-        *self.by_prefix.entry(allocation.prefix).or_insert(0) += 1;
+        self.by_person.take(allocation.person);
+        self.by_prefix.take(allocation.prefix);
         self.count += 1;
         let allocation = Some(Box::new(allocation));
         if let Some(index) = self.free.pop() {
@@ -202,17 +201,8 @@ impl AllocationTable {
         let allocation = self.places.get_mut(index as usize)?.take()?;
         self.free.push(index);
         self.count -= 1;
-        release(&mut self.by_person, &allocation.person);
-        release(&mut self.by_prefix, &allocation.prefix);
+        self.by_person.give_back(&allocation.person);
+        self.by_prefix.give_back(&allocation.prefix);
         Some(allocation)
-    }
-}
-
-fn release<K: std::hash::Hash + Eq>(used: &mut HashMap<K, u32, RandomState>, key: &K) {
-    if let Some(count) = used.get_mut(key) {
-        *count -= 1;
-        if *count == 0 {
-            used.remove(key);
-        }
     }
 }

@@ -18,6 +18,7 @@ use rustls::{ServerConfig, ServerConnection};
 use waypost_proto::addr::{Addr, ClientAddr, SourcePrefix};
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::shard::SocketRole;
+use waypost_proto::shares::Shares;
 use waypost_proto::time::Millis;
 use waypost_proto::timer_wheel::TimerWheel;
 use waypost_proto::wire::stream::Framer;
@@ -127,7 +128,7 @@ pub struct Streams {
     config: StreamsConfig,
     connections: HashMap<StreamId, Connection, RandomState>,
     by_peer: HashMap<(SocketIndex, Addr), StreamId, RandomState>,
-    by_source: HashMap<SourcePrefix, u32, RandomState>,
+    by_source: Shares<SourcePrefix>,
     wheel: TimerWheel<StreamTimer>,
     fired: Vec<StreamTimer>,
     /// Streams that are to be closed.
@@ -146,7 +147,7 @@ impl Streams {
             config,
             connections: HashMap::with_hasher(hasher.clone()),
             by_peer: HashMap::with_hasher(hasher.clone()),
-            by_source: HashMap::with_hasher(hasher),
+            by_source: Shares::with_capacity(0, hasher),
             wheel: TimerWheel::new(now),
             fired: Vec::new(),
             doomed: Vec::new(),
@@ -217,8 +218,8 @@ impl Streams {
             ..
         } = self.listener(listener);
         let prefix = peer.0.source_prefix();
-        let used = self.by_source.get(&prefix).copied().unwrap_or(0);
-        if self.config.per_source > 0 && used >= self.config.per_source {
+        let most = self.config.per_source;
+        if most > 0 && self.by_source.of(&prefix) >= most {
             self.counters.over_source_limit += 1;
             return false;
         }
@@ -236,7 +237,7 @@ impl Streams {
             &mut self.counters.accepted_tcp
         };
         *accepted += 1;
-        self.by_source.insert(prefix, used + 1);
+        self.by_source.take(prefix);
         self.by_peer.insert((socket, peer.0), stream);
         let serves_rfc5766 = self.config.serves_rfc5766;
         let framer = (!is_raw).then(|| Framer::new(serves_rfc5766));
@@ -261,13 +262,7 @@ impl Streams {
         let connection = self.connections.remove(&stream)?;
         let (socket, peer) = (connection.socket(), connection.peer());
         self.by_peer.remove(&(socket, peer.0));
-        let prefix = peer.0.source_prefix();
-        if let Some(used) = self.by_source.get_mut(&prefix) {
-            *used -= 1;
-            if *used == 0 {
-                self.by_source.remove(&prefix);
-            }
-        }
+        self.by_source.give_back(&peer.0.source_prefix());
         let ended = match end {
             End::Tls if connection.is_handshaking() => &mut self.counters.handshake_failures,
             other => self.counters.ended(other),

@@ -12,6 +12,7 @@ use super::RelayRules;
 use crate::addr::{Addr, SourcePrefix};
 use crate::dialect::{Desk, Dialect, DialectTimer};
 use crate::forwarding::{PlayerLimits, SocketIndex};
+use crate::shares::Shares;
 use crate::stats::Counter;
 use crate::turn::{RelayCommand, RelayRefusal};
 
@@ -58,7 +59,7 @@ pub(super) struct Relays {
     ports: HashMap<SocketIndex, Port, RandomState>,
     by_player: HashMap<Addr, SocketIndex, RandomState>,
     opening: HashSet<SocketIndex, RandomState>,
-    by_prefix: HashMap<SourcePrefix, u32, RandomState>,
+    by_prefix: Shares<SourcePrefix>,
     strays: Vec<Stray>,
     is_sweeping: bool,
 }
@@ -74,7 +75,7 @@ impl Relays {
             ports: HashMap::with_hasher(hasher.clone()),
             by_player: HashMap::with_hasher(hasher.clone()),
             opening: HashSet::with_hasher(hasher.clone()),
-            by_prefix: HashMap::with_hasher(hasher.clone()),
+            by_prefix: Shares::with_capacity(0, hasher.clone()),
             strays: Vec::new(),
             is_sweeping: false,
         }
@@ -129,8 +130,7 @@ impl Relays {
 
     fn open(&mut self, desk: &mut Desk<'_>, player: Addr) -> Wish {
         let prefix = player.source_prefix();
-        let used = self.by_prefix.get(&prefix).copied().unwrap_or(0);
-        if used >= PORTS_PER_PREFIX && !player.is_loopback() {
+        if self.by_prefix.of(&prefix) >= PORTS_PER_PREFIX && !player.is_loopback() {
             return Wish::Refused;
         }
         let Some(number) = self.free.pop() else {
@@ -140,7 +140,7 @@ impl Relays {
             self.free.push(number);
             return Wish::Refused;
         };
-        self.by_prefix.insert(prefix, used + 1);
+        self.by_prefix.take(prefix);
         self.by_player.insert(player, socket);
         self.opening.insert(socket);
         let at = Addr::from_ip_port(self.rules.ip, number);
@@ -198,13 +198,7 @@ impl Relays {
 
     fn forget(&mut self, player: Addr) {
         self.by_player.remove(&player);
-        let prefix = player.source_prefix();
-        let used = self.by_prefix.get_mut(&prefix);
-        let used = used.expect("who has a port is counted");
-        *used -= 1;
-        if *used == 0 {
-            self.by_prefix.remove(&prefix);
-        }
+        self.by_prefix.give_back(&player.source_prefix());
     }
 
     /// A packet to a player's port from a sender who has none. He gets one, and the packet leaves when it is open.
@@ -291,8 +285,7 @@ impl Relays {
             assert_eq!(port.is_open, !self.opening.contains(socket));
             assert!(!self.free.contains(&port.number));
         }
-        let counted: u32 = self.by_prefix.values().sum();
-        assert_eq!(counted as usize, self.ports.len());
+        assert_eq!(self.by_prefix.total() as usize, self.ports.len());
         let waits = |stray: &Stray| self.have(stray.source) == Wish::Later;
         assert!(self.strays.iter().all(waits));
     }
