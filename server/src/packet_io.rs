@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use bind::{TcpOptions, UdpOptions, bind_tcp_listener, bind_udp};
 pub(crate) use failure::{SendFailure, classify_single, classify_train, kernel_corrupts_trains};
-pub(crate) use pace::{Pace, Wait};
+pub(crate) use pace::{Pace, Wait, thread_cpu_time};
 pub use peer_error::PeerError;
 pub(crate) use peer_error::PeerErrors;
 pub(crate) use send_queue::SpareBuffers;
@@ -58,8 +58,8 @@ pub const TURN_DATAGRAMS: usize = 512;
 /// One of a shard's sockets: a table index and a generation, so that a stale id never reaches the
 /// socket that reused the place.
 ///
-/// Places are reused oldest first, so a generation comes round only after 4096 reuses of every
-/// free place of the table.
+/// Places rest before they are reused, oldest first: a generation comes round only after 4096 reuses of each of a
+/// thousand places, or of every free one in a table that is full.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SocketId(u32);
 

@@ -17,7 +17,9 @@ use waypost_proto::turn::{IcmpError, RelayCommand, RelayRefusal};
 use crate::control::counters::{IO_TABLE, PROTOCOL_TABLE, STREAM_TABLE, io_values};
 use crate::control::metrics::ShardPublisher;
 use crate::mailbox::{Mailbox, Post, StreamFrame};
-use crate::packet_io::{PeerError, Received, StreamIo, UdpOptions, bind_udp, report_peer_errors};
+use crate::packet_io::{
+    PeerError, Received, StreamIo, UdpOptions, bind_udp, report_peer_errors, thread_cpu_time,
+};
 use crate::streams::{Staged, Streams, Urgency};
 
 mod socket_map;
@@ -119,7 +121,7 @@ impl<P: StreamIo> EventLoop<P> {
             self.end_heard_streams(now);
             if now.since(Millis(published_ms)) >= PUBLISH_EVERY_MS {
                 published_ms = now.0;
-                self.publisher.tick(woken, cpu_time());
+                self.publisher.tick(woken, thread_cpu_time());
                 self.publisher
                     .publish(IO_TABLE, &io_values(self.io.stats()));
                 self.publisher
@@ -284,10 +286,4 @@ impl<P: StreamIo> EventLoop<P> {
             self.shard.count_lost_mail(lost);
         }
     }
-}
-
-/// CPU time of this thread.
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
 }

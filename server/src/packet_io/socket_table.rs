@@ -1,4 +1,4 @@
-//! A shard's sockets by [`SocketId`]: places with generations, reused oldest first.
+//! A shard's sockets by [`SocketId`]: places with generations, reused oldest first and never at once.
 //!
 //! It owns the sockets until a backend takes them back with [`SocketTable::free`]; it makes no
 //! system calls.
@@ -8,6 +8,9 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
 use super::SocketId;
+
+/// Places that rest while there are others: what is still under way for a removed socket finds no other in its place.
+const RESTING: usize = 1024;
 
 /// One socket and what both backends remember of it. `extra` is the backend's own.
 #[derive(Debug)]
@@ -57,15 +60,14 @@ impl<X> SocketTable<X> {
             gso,
             extra,
         });
-        let unused = (self.places.len() as u32) < self.capacity;
-        if let Some(index) = if unused { None } else { self.free.pop_front() } {
+        let is_full = self.places.len() >= self.capacity as usize;
+        if is_full || self.free.len() > RESTING {
+            let full = io::ErrorKind::StorageFull;
+            let index = self.free.pop_front().ok_or(full)?;
             let place = &mut self.places[index as usize];
             place.live = true;
             place.entry = entry;
             return Ok(place.id);
-        }
-        if !unused {
-            return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
         let id = SocketId::new(self.places.len() as u32, 0);
         self.places.push(Place {
@@ -139,6 +141,17 @@ mod tests {
 
     fn socket() -> UdpSocket {
         UdpSocket::bind("127.0.0.1:0").unwrap()
+    }
+
+    #[test]
+    fn places_rest_before_they_are_reused() {
+        let mut table = SocketTable::new(u32::MAX);
+        for _ in 0..3 * RESTING {
+            let id = table.insert(socket(), true, ()).unwrap();
+            table.retire(id);
+            table.free(id);
+        }
+        assert_eq!(table.places.len(), RESTING + 1);
     }
 
     #[test]
