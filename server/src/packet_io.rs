@@ -312,6 +312,10 @@ pub struct IoStats {
     pub gso_trains: u64,
     /// Datagrams that left in those trains.
     pub gso_segments: u64,
+    /// UDP_GRO trains received.
+    pub gro_trains: u64,
+    /// Datagrams that came in those trains.
+    pub gro_segments: u64,
     /// Trains that the kernel refused and that were sent again one by one.
     pub gso_refused: u64,
     /// Sockets for which segmentation was switched off after a refusal.

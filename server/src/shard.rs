@@ -186,7 +186,7 @@ impl<P: StreamIo> EventLoop<P> {
                     RelayCommand::Open { socket, at } => {
                         let opened = bind_udp(at.to_socket_addr(), &UdpOptions::default())
                             .and_then(|bound| {
-                                report_peer_errors(&bound)?;
+                                report_peer_errors(&bound, at.ip().is_ipv6())?;
                                 self.io.add_socket(bound)
                             });
                         let outcome = match opened {

@@ -91,6 +91,76 @@ fn headers_are_written_in_place(mut io: impl PacketIo, ip: IpAddr) {
     assert_eq!(io.stats().send_errors, 0);
 }
 
+/// Sends datagrams of these lengths from one of the backend's own sockets to another, which pads, reframes and forwards them.
+fn send_and_forward(
+    io: &mut impl PacketIo,
+    (from, through): (SocketId, SocketId),
+    to: &UdpSocket,
+    lens: &[usize],
+    seed: usize,
+) {
+    let at = address(io.socket(through).unwrap());
+    let header = pattern(36, seed);
+    for (i, &len) in lens.iter().enumerate() {
+        io.send(from, at, &pattern(len, seed + i));
+    }
+    let mut i = 0;
+    take(io, lens.len(), |io, mut received| {
+        assert_eq!(received.socket, through);
+        assert_eq!(io.payload(&received.buf), pattern(lens[i], seed + i));
+        io.resize(&mut received.buf, lens[i].next_multiple_of(4));
+        io.forward(received.buf, 4, &header, through, address(to));
+        i += 1;
+    });
+    flush(io);
+    let mut buffer = [0; 4096];
+    for (i, &len) in lens.iter().enumerate() {
+        let got = to.recv(&mut buffer).unwrap();
+        let mut padded = pattern(len, seed + i);
+        padded.resize(len.next_multiple_of(4), 0);
+        assert_eq!(&buffer[..got], [&header, &padded[4..]].concat());
+    }
+}
+
+/// io_uring takes trains in one piece once they are many, and datagrams one by one when no more trains come.
+fn trains_are_taken_whole(mut io: impl PacketIo, ip: IpAddr) {
+    let is_ring = io.backend() == "io_uring";
+    let (from, _) = add(&mut io, ip);
+    let (through, at) = add(&mut io, ip);
+    let to = peer(ip);
+    let way = (from, through);
+    for round in 0..200 {
+        let mut lens = [203; 16];
+        lens[15] = 4 + round;
+        send_and_forward(&mut io, way, &to, &lens, round);
+    }
+    let trains = io.stats().gro_trains;
+    assert_eq!(trains > 100, is_ring, "{trains} trains");
+    if is_ring {
+        assert_eq!(io.stats().gro_segments, trains * 16);
+    }
+    // What is too large for a slot is dropped, as it is when it comes alone.
+    let dropped = io.stats().truncated_dropped;
+    for _ in 0..3 {
+        io.send(from, at, &pattern(2100, 1));
+    }
+    send_and_forward(&mut io, way, &to, &[100], 0);
+    assert_eq!(io.stats().truncated_dropped, dropped + 3);
+    for round in 0..1000 {
+        send_and_forward(&mut io, way, &to, &[200], round);
+    }
+    let trains = io.stats().gro_trains;
+    for round in 0..20 {
+        send_and_forward(&mut io, way, &to, &[200; 16], round);
+    }
+    assert_eq!(io.stats().gro_trains, trains);
+    io.remove_socket(through);
+    flush(&mut io);
+    flush(&mut io);
+    assert!(io.socket(through).is_none());
+    bind_udp(at, &UdpOptions::default()).unwrap();
+}
+
 fn trains_keep_their_order(mut io: impl PacketIo, ip: IpAddr) {
     let (id, at) = add(&mut io, ip);
     let (from, to, other) = (peer(ip), peer(ip), peer(ip));
@@ -428,6 +498,7 @@ fn small_slots() -> IoConfig {
 suite! {
     headers_are_written_in_place: usual;
     trains_keep_their_order: usual;
+    trains_are_taken_whole: usual;
     few_slots_lose_nothing: few_slots;
     datagrams_that_are_not_taken_stay: few_slots;
     cut_datagrams_are_dropped: small_slots;

@@ -61,6 +61,12 @@ pub const IO_COUNTERS: &[CounterSpec] = &[
         "Datagrams that left in trains",
         &[],
     ),
+    counter("waypost_gro_trains_total", "UDP trains received", &[]),
+    counter(
+        "waypost_gro_segments_total",
+        "Datagrams that came in trains",
+        &[],
+    ),
     counter(
         "waypost_gso_refused_total",
         "Trains that the kernel refused",
@@ -163,6 +169,8 @@ pub fn io_values(stats: &IoStats) -> [u64; IO_COUNTERS.len()] {
         stats.bytes_sent,
         stats.gso_trains,
         stats.gso_segments,
+        stats.gro_trains,
+        stats.gro_segments,
         stats.gso_refused,
         stats.gso_disabled_sockets,
         stats.send_eagain,

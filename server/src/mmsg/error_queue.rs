@@ -17,13 +17,14 @@ const CONTROL_BYTES: usize = 128;
 #[repr(C, align(8))]
 struct Buffer<const N: usize>([u8; N]);
 
-/// Has the kernel report ICMP errors about what this socket sends. Each also fails one later send or receive.
+/// Has the kernel report ICMP errors about what this socket, which is bound to an address of that family, sends. Each also
+/// fails one later send or receive.
 ///
 /// # Errors
 ///
 /// What the kernel said.
-pub fn report_peer_errors(socket: &UdpSocket) -> io::Result<()> {
-    let (level, option) = if socket.local_addr()?.is_ipv6() {
+pub fn report_peer_errors(socket: &UdpSocket, is_ipv6: bool) -> io::Result<()> {
+    let (level, option) = if is_ipv6 {
         (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
     } else {
         (libc::IPPROTO_IP, libc::IP_RECVERR)
@@ -95,6 +96,7 @@ const _: () = assert!(size_of::<libc::cmsghdr>() == 16 && size_of::<usize>() == 
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::time::Duration;
 
     use super::*;
@@ -108,9 +110,9 @@ mod tests {
         local: &str,
         expected: (u8, u8),
     ) {
-        let local = local.parse().unwrap();
+        let local: SocketAddr = local.parse().unwrap();
         let socket = bind_udp(local, &UdpOptions::default()).unwrap();
-        report_peer_errors(&socket).unwrap();
+        report_peer_errors(&socket, local.is_ipv6()).unwrap();
         let own = socket.local_addr().unwrap();
         let id = io.add_socket(socket).unwrap();
         let other = UdpSocket::bind(local).unwrap();

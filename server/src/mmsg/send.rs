@@ -187,7 +187,6 @@ impl Sender {
             let train = &staged.trains()[index as usize];
             let mut refused = Refused {
                 socket: &entry.socket,
-                is_ipv6: entry.is_ipv6,
                 gso: &mut entry.gso,
                 stats,
             };
@@ -209,7 +208,6 @@ impl Sender {
 /// The slow path of both backends: a send that the kernel refused, on its socket.
 pub(crate) struct Refused<'a> {
     pub(crate) socket: &'a UdpSocket,
-    pub(crate) is_ipv6: bool,
     pub(crate) gso: &'a mut bool,
     pub(crate) stats: &'a mut IoStats,
 }
@@ -267,7 +265,7 @@ impl Refused<'_> {
                 // SAFETY: the caller vouches for the segment.
                 let sent = unsafe {
                     let (at, len) = (segment.at, segment.len);
-                    sys::send_in_fragments(self.socket, self.is_ipv6, &train.to, at, len)
+                    sys::send_in_fragments(self.socket, &train.to, at, len)
                 };
                 if sent.is_err() {
                     self.lost(segment.len, false);

@@ -54,7 +54,7 @@ pub(crate) fn set_mtu_discovery(
     set_option(socket.as_raw_fd(), level, option, value)
 }
 
-pub(super) fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+pub(crate) fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: the kernel reads `len` bytes of `value`, which lives on this stack frame, during the
     // call only.
@@ -110,18 +110,18 @@ pub(crate) unsafe fn send_to(
     }
 }
 
-/// Sends one datagram that is larger than the path's MTU, in fragments.
+/// Sends one datagram that is larger than the path's MTU, in fragments. The socket is of the destination's family.
 ///
 /// # Safety
 ///
 /// As [`send_to`].
 pub(crate) unsafe fn send_in_fragments(
     socket: &UdpSocket,
-    is_ipv6: bool,
     to: &WireAddr,
     at: *const u8,
     len: u32,
 ) -> io::Result<()> {
+    let is_ipv6 = to.is_ipv6();
     set_mtu_discovery(socket, is_ipv6, MtuDiscovery::Fragment)?;
     // SAFETY: the caller vouches for `at`.
     let sent = unsafe { send_to(socket, to, at, len) };

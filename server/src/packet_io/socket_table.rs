@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 
 use super::SocketId;
 
@@ -16,7 +16,6 @@ const RESTING: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct SocketEntry<X> {
     pub(crate) socket: UdpSocket,
-    pub(crate) is_ipv6: bool,
     /// Whether trains may leave through it.
     pub(crate) gso: bool,
     pub(crate) extra: X,
@@ -53,13 +52,7 @@ impl<X> SocketTable<X> {
         extra: X,
     ) -> io::Result<SocketId> {
         socket.set_nonblocking(true)?;
-        let is_ipv6 = matches!(socket.local_addr()?, SocketAddr::V6(_));
-        let entry = Some(SocketEntry {
-            socket,
-            is_ipv6,
-            gso,
-            extra,
-        });
+        let entry = Some(SocketEntry { socket, gso, extra });
         let is_full = self.places.len() >= self.capacity as usize;
         if is_full || self.free.len() > RESTING {
             let full = io::ErrorKind::StorageFull;
@@ -85,6 +78,15 @@ impl<X> SocketTable<X> {
             .get(id.index() as usize)
             .filter(|place| place.live && place.id == id)
             .and_then(|place| place.entry.as_ref())
+    }
+
+    /// The same, to change.
+    #[inline]
+    pub(crate) fn get_mut(&mut self, id: SocketId) -> Option<&mut SocketEntry<X>> {
+        self.places
+            .get_mut(id.index() as usize)
+            .filter(|place| place.live && place.id == id)
+            .and_then(|place| place.entry.as_mut())
     }
 
     #[inline]

@@ -25,6 +25,10 @@ impl WireAddr {
         u32::from(self.len)
     }
 
+    pub(crate) fn is_ipv6(&self) -> bool {
+        self.len == LEN_V6
+    }
+
     #[inline]
     pub(crate) fn as_ptr(&self) -> *const u8 {
         self.bytes.as_ptr()

@@ -16,6 +16,8 @@ use crate::mmsg::slot_memory::SlotMemory;
 pub(super) const GROUP: u16 = 0;
 /// The buffer group of the streams.
 pub(super) const STREAM_GROUP: u16 = 1;
+/// The buffer group of trains.
+pub(super) const TRAIN_GROUP: u16 = 2;
 
 #[derive(Debug)]
 pub(super) struct Buffers {

@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod buffers;
+mod gro;
 mod queue;
 mod recv;
 mod send;
@@ -29,6 +30,7 @@ pub use setup::probe;
 
 use crate::mmsg::error_queue::drain;
 use crate::mmsg::send::Refused;
+use crate::mmsg::slot_memory::SlotMemory;
 use crate::mmsg::sys;
 use crate::packet_io::{
     Doorbell, IoConfig, IoStats, Pace, PacketIo, PeerError, PeerErrors, Received, RecvBuf,
@@ -36,8 +38,9 @@ use crate::packet_io::{
     kernel_corrupts_trains,
 };
 use buffers::{Buffers, GROUP};
+use gro::{COPY, Change, Gro};
 use queue::Queue;
-use recv::{MOST_ERRORS_IN_ROW, Receive, Receiver, Unusable};
+use recv::{Arrival, MOST_ERRORS_IN_ROW, Receive, Receiver, Unusable};
 use send::Messages;
 use streams::Streams;
 use token::Token;
@@ -69,6 +72,8 @@ pub struct Ring {
 struct State {
     sockets: SocketTable<Receive>,
     buffers: Buffers,
+    /// Made when the first socket gets trains, and kept as long as the queue.
+    gro: Option<Box<Gro>>,
     receiver: Receiver,
     staged: Trains,
     /// Removed sockets whose receive has ended.
@@ -117,6 +122,7 @@ impl Ring {
             state: State {
                 sockets: SocketTable::new(config.max_sockets),
                 buffers: Buffers::new(config.slots, config.slot_bytes),
+                gro: None,
                 receiver: Receiver::new(config.slots),
                 staged: Trains::new(STAGED),
                 finished: Vec::new(),
@@ -227,8 +233,7 @@ impl Ring {
         if !self.make_room() {
             return None;
         }
-        let slot = buf.slot(self.stamp);
-        let memory = &mut self.state.buffers.memory;
+        let (memory, slot) = self.state.slot_mut(buf.slot(self.stamp));
         // SAFETY: the stamp proves that the slot was handed out in this turn.
         Some(unsafe { memory.reframe(slot, buf.len(), strip, header) })
     }
@@ -245,21 +250,24 @@ impl Ring {
         true
     }
 
-    /// Cancels the receives of removed sockets, behind the sends that were staged before.
-    fn cancel_removed(&mut self) -> io::Result<()> {
-        for id in self.removed.drain(..) {
-            let armed = self
-                .state
-                .sockets
-                .get_any_mut(id)
-                .is_some_and(|entry| entry.extra.armed);
-            if armed {
-                let cancel = opcode::AsyncCancel::new(Token::Receive(id).pack())
+    /// Cancels the receives of removed sockets, and of those that get other slots, behind the sends that were staged before.
+    fn cancel_receives(&mut self) -> io::Result<()> {
+        let changing = self.state.receiver.changing.drain(..).map(|id| (id, false));
+        for (id, is_removed) in self.removed.drain(..).map(|id| (id, true)).chain(changing) {
+            let entry = self.state.sockets.get_any_mut(id);
+            let receive = entry.map(|entry| entry.extra).unwrap_or_default();
+            if receive.armed {
+                let token = if receive.armed_large {
+                    Token::ReceiveTrain(id)
+                } else {
+                    Token::Receive(id)
+                };
+                let cancel = opcode::AsyncCancel::new(token.pack())
                     .build()
                     .user_data(Token::Cancel.pack());
                 // SAFETY: a cancellation refers to no memory.
                 unsafe { self.queue.push(&cancel)? };
-            } else {
+            } else if is_removed {
                 self.state.finished.push(id);
             }
         }
@@ -280,26 +288,57 @@ impl Ring {
 
     /// Arms the receives that ended, if the kernel has a slot for them.
     fn rearm(&mut self) -> io::Result<()> {
-        if self.state.receiver.ended.is_empty() || !self.state.buffers.has_available() {
-            return Ok(());
-        }
-        while let Some(id) = self.state.receiver.ended.pop() {
+        for place in (0..self.state.receiver.ended.len()).rev() {
+            let id = self.state.receiver.ended[place];
             if !self.state.sockets.is_live(id) {
-                continue;
+                self.state.receiver.ended.swap_remove(place);
+            } else if self.has_slot_for(id) {
+                self.state.receiver.ended.swap_remove(place);
+                self.arm(id)?;
+                self.state.stats.rearms += 1;
             }
-            self.arm(id)?;
-            self.state.stats.rearms += 1;
         }
         Ok(())
     }
 
-    fn arm(&mut self, id: SocketId) -> io::Result<()> {
-        // SAFETY: the template lives in the receiver, which outlives the queue.
-        unsafe { self.queue.push(&self.state.receiver.request(id))? };
-        if let Some(entry) = self.state.sockets.get_any_mut(id) {
-            entry.extra.armed = true;
-            entry.extra.armed_in_turn = self.state.stats.turns;
+    /// Whether the kernel has a slot of the kind that a socket receives in. Makes the large ones if it is the first to want any.
+    fn has_slot_for(&mut self, id: SocketId) -> bool {
+        let state = &mut self.state;
+        let Some(entry) = state.sockets.get_any_mut(id) else {
+            return false;
+        };
+        if entry.extra.habit.is_large() && !entry.extra.armed_large {
+            if state.gro.is_none() {
+                let slot_bytes = state.buffers.memory.slot_bytes();
+                // SAFETY: it is kept until the queue is gone, see the order of the fields.
+                let made = unsafe { Gro::new(&self.queue.submitter(), slot_bytes) };
+                state.gro = made.ok();
+            }
+            if state.gro.is_none() || gro::switch(&entry.socket, true).is_err() {
+                entry.extra.habit.give_up();
+            }
         }
+        match &state.gro {
+            Some(gro) if entry.extra.habit.is_large() => gro.buffers.has_available(),
+            _ => state.buffers.has_available(),
+        }
+    }
+
+    fn arm(&mut self, id: SocketId) -> io::Result<()> {
+        let state = &mut self.state;
+        let Some(entry) = state.sockets.get_any_mut(id) else {
+            return Ok(());
+        };
+        let is_large = entry.extra.habit.is_large();
+        let request = match &state.gro {
+            Some(gro) if is_large => gro.request(id),
+            _ => state.receiver.request(id),
+        };
+        // SAFETY: the templates live in the receiver and in what is made once, which outlive the queue.
+        unsafe { self.queue.push(&request)? };
+        entry.extra.armed = true;
+        entry.extra.armed_large = is_large;
+        entry.extra.armed_in_turn = state.stats.turns;
         Ok(())
     }
 
@@ -327,7 +366,10 @@ impl Ring {
                 self.forget_staged();
             }
         }
-        self.cancel_removed()?;
+        self.cancel_receives()?;
+        if let Some(gro) = &mut self.state.gro {
+            gro.buffers.give_back();
+        }
         if self.state.staged.is_empty() {
             self.arena.reset();
             self.state.buffers.give_back();
@@ -340,6 +382,11 @@ impl Ring {
     fn enter(&mut self, timeout: Option<Duration>, wait: Wait) -> io::Result<()> {
         // While a receive waits to be armed its socket cannot wake us.
         let ready = !self.state.receiver.arrivals.is_empty()
+            || self
+                .state
+                .gro
+                .as_ref()
+                .is_some_and(|gro| gro.is_unpacking())
             || !self.state.receiver.ended.is_empty()
             || self.state.streams.as_ref().is_some_and(|s| s.is_ready())
             || timeout == Some(Duration::ZERO);
@@ -353,11 +400,21 @@ impl Ring {
     }
 }
 
+impl IoStats {
+    fn unusable(&mut self, unusable: &Unusable) {
+        match unusable {
+            Unusable::Truncated => self.truncated_dropped += 1,
+            Unusable::NoAddress => self.receive_errors += 1,
+        }
+    }
+}
+
 impl State {
     #[inline]
     fn complete(&mut self, cqe: &cqueue::Entry) {
         match Token::unpack(cqe.user_data()) {
             Some(Token::Receive(id)) => self.complete_receive(id, cqe),
+            Some(Token::ReceiveTrain(id)) => self.complete_train(id, cqe),
             Some(Token::Single { train, segment }) => {
                 self.refuse(train, Some(segment), -cqe.result());
             }
@@ -390,12 +447,120 @@ impl State {
         if let Some(slot) = cqueue::buffer_select(cqe.flags()) {
             self.buffers.taken();
             match payload_bytes {
-                Ok(len) => self.receiver.arrived(id, slot, len),
+                Ok(len) => self.receiver.arrived(Arrival {
+                    socket: id,
+                    slot,
+                    is_large: false,
+                    len,
+                }),
                 Err(_) => self.buffers.borrow_for_turn(slot),
             }
         }
         if !cqueue::more(cqe.flags()) {
             self.receive_ended(id, payload_bytes.err());
+        }
+    }
+
+    fn complete_train(&mut self, id: SocketId, cqe: &cqueue::Entry) {
+        let payload_bytes = Gro::payload_bytes(cqe.result());
+        if let (Some(slot), Some(gro)) = (cqueue::buffer_select(cqe.flags()), &mut self.gro) {
+            gro.buffers.taken();
+            match payload_bytes {
+                Ok(len) => self.receiver.arrived(Arrival {
+                    socket: id,
+                    slot,
+                    is_large: true,
+                    len,
+                }),
+                Err(_) => gro.buffers.borrow_for_turn(slot),
+            }
+        }
+        if !cqueue::more(cqe.flags()) {
+            self.receive_ended(id, payload_bytes.err());
+        }
+    }
+
+    /// The memory that a slot lies in, and its number there.
+    #[inline]
+    fn slot(&self, slot: u32) -> (&SlotMemory, u32) {
+        match &self.gro {
+            Some(gro) if slot & COPY != 0 => (&gro.copies, slot & !COPY),
+            _ => (&self.buffers.memory, slot),
+        }
+    }
+
+    #[inline]
+    fn slot_mut(&mut self, slot: u32) -> (&mut SlotMemory, u32) {
+        match &mut self.gro {
+            Some(gro) if slot & COPY != 0 => (&mut gro.copies, slot & !COPY),
+            _ => (&mut self.buffers.memory, slot),
+        }
+    }
+
+    /// The next datagram that a live socket received: its socket, source, slot and length.
+    #[inline]
+    fn next_datagram(&mut self) -> Option<(SocketId, SocketAddr, u32, u32)> {
+        loop {
+            if self.gro.as_ref().is_some_and(|gro| gro.is_unpacking())
+                && let Some(datagram) = self.next_of_train()
+            {
+                return Some(datagram);
+            }
+            let arrival = self.receiver.arrivals.pop_front()?;
+            if arrival.is_large {
+                self.unpack(&arrival);
+                continue;
+            }
+            self.buffers.borrow_for_turn(arrival.slot);
+            let Some(entry) = self.sockets.get_mut(arrival.socket) else {
+                continue;
+            };
+            match recv::sender(&self.buffers, &arrival) {
+                Ok(from) => {
+                    let this = Some((arrival.socket, from, arrival.len));
+                    let follows = self.receiver.last == this;
+                    self.receiver.last = this;
+                    if entry.extra.habit.datagram(follows) == Change::Rearm {
+                        self.receiver.changing.push(arrival.socket);
+                    }
+                    return Some((arrival.socket, from, arrival.slot.into(), arrival.len));
+                }
+                Err(unusable) => self.stats.unusable(&unusable),
+            }
+        }
+    }
+
+    /// The next datagram of the train that is being handed out.
+    #[cold]
+    fn next_of_train(&mut self) -> Option<(SocketId, SocketAddr, u32, u32)> {
+        let gro = self.gro.as_mut()?;
+        loop {
+            match gro.next()? {
+                Ok(datagram) if self.sockets.is_live(datagram.0) => return Some(datagram),
+                Ok(_) => gro.drop_train(),
+                Err(_) => self.stats.truncated_dropped += 1,
+            }
+        }
+    }
+
+    /// Begins to hand out what is in a large slot.
+    #[cold]
+    fn unpack(&mut self, arrival: &Arrival) {
+        let Some(gro) = &mut self.gro else { return };
+        let segments = match gro.unpack(arrival) {
+            Ok(unpacking) => unpacking.segments(),
+            Err(unusable) => return self.stats.unusable(&unusable),
+        };
+        self.stats.gro_trains += u64::from(segments > 1);
+        self.stats.gro_segments += if segments > 1 { u64::from(segments) } else { 0 };
+        let Some(entry) = self.sockets.get_any_mut(arrival.socket) else {
+            return;
+        };
+        match entry.extra.habit.train(segments) {
+            Change::None => {}
+            Change::Rearm => self.receiver.changing.push(arrival.socket),
+            // If it stays on, trains stay welcome in large slots.
+            Change::SwitchOff => drop(gro::switch(&entry.socket, false)),
         }
     }
 
@@ -411,7 +576,8 @@ impl State {
             return;
         }
         match error.as_ref().and_then(io::Error::raw_os_error) {
-            None => {}
+            // Cancelled to get other slots.
+            None | Some(libc::ECANCELED) => {}
             Some(libc::ENOBUFS) => self.stats.enobufs += 1,
             Some(_) => {
                 self.stats.receive_errors += 1;
@@ -440,7 +606,6 @@ impl State {
         };
         let mut refused = Refused {
             socket: &entry.socket,
-            is_ipv6: entry.is_ipv6,
             gso: &mut entry.gso,
             stats: &mut self.stats,
         };
@@ -506,6 +671,10 @@ impl PacketIo for Ring {
             self.close_finished()?;
         }
         self.state.stats.enters = self.queue.enters;
+        if let Some(gro) = &mut self.state.gro {
+            gro.begin_turn();
+        }
+        self.state.receiver.last = None;
         self.left_this_turn = TURN_DATAGRAMS;
         Ok(())
     }
@@ -513,27 +682,14 @@ impl PacketIo for Ring {
     #[inline]
     fn next(&mut self) -> Option<Received> {
         self.left_this_turn = self.left_this_turn.checked_sub(1)?;
-        let state = &mut self.state;
-        loop {
-            let arrival = state.receiver.arrivals.pop_front()?;
-            state.buffers.borrow_for_turn(arrival.slot);
-            if !state.sockets.is_live(arrival.socket) {
-                continue;
-            }
-            match recv::sender(&state.buffers, &arrival) {
-                Ok(from) => {
-                    state.stats.datagrams_received += 1;
-                    state.stats.bytes_received += u64::from(arrival.len);
-                    return Some(Received {
-                        socket: arrival.socket,
-                        from,
-                        buf: RecvBuf::new(self.stamp, arrival.slot.into(), arrival.len),
-                    });
-                }
-                Err(Unusable::Truncated) => state.stats.truncated_dropped += 1,
-                Err(Unusable::NoAddress) => state.stats.receive_errors += 1,
-            }
-        }
+        let (socket, from, slot, len) = self.state.next_datagram()?;
+        self.state.stats.datagrams_received += 1;
+        self.state.stats.bytes_received += u64::from(len);
+        Some(Received {
+            socket,
+            from,
+            buf: RecvBuf::new(self.stamp, slot, len),
+        })
     }
 
     #[inline]
@@ -543,24 +699,24 @@ impl PacketIo for Ring {
 
     #[inline]
     fn payload<'a>(&'a self, buf: &'a RecvBuf) -> &'a [u8] {
-        let slot = buf.slot(self.stamp);
+        let (memory, slot) = self.state.slot(buf.slot(self.stamp));
         // SAFETY: the stamp proves that the slot was handed out in this turn.
-        unsafe { self.state.buffers.memory.payload(slot, buf.len()) }
+        unsafe { memory.payload(slot, buf.len()) }
     }
 
     #[inline]
     fn payload_mut<'a>(&'a mut self, buf: &'a mut RecvBuf) -> &'a mut [u8] {
-        let slot = buf.slot(self.stamp);
+        let (memory, slot) = self.state.slot_mut(buf.slot(self.stamp));
         // SAFETY: the stamp proves that the slot was handed out in this turn.
-        unsafe { self.state.buffers.memory.payload_mut(slot, buf.len()) }
+        unsafe { memory.payload_mut(slot, buf.len()) }
     }
 
     #[inline]
     fn resize(&mut self, buf: &mut RecvBuf, len: usize) {
         if len > buf.len() {
-            let slot = buf.slot(self.stamp);
+            let (memory, slot) = self.state.slot_mut(buf.slot(self.stamp));
             // SAFETY: the stamp proves that the slot was handed out in this turn.
-            unsafe { self.state.buffers.memory.zero(slot, buf.len(), len) };
+            unsafe { memory.zero(slot, buf.len(), len) };
         }
         buf.set_len(len);
     }

@@ -12,13 +12,14 @@ use std::net::SocketAddr;
 use io_uring::{opcode, squeue, types};
 
 use super::buffers::{Buffers, GROUP};
+use super::gro::Habit;
 use super::token::Token;
 use crate::packet_io::{HEADROOM, SocketId, WireAddr};
 
 /// `struct io_uring_recvmsg_out`.
-const RECVMSG_OUT_BYTES: usize = 16;
+pub(super) const RECVMSG_OUT_BYTES: usize = 16;
 /// Room for any address that a UDP socket reports, filled up so that the prefix is the headroom.
-const NAME_BYTES: usize = 32;
+pub(super) const NAME_BYTES: usize = 32;
 
 const _: () = assert!(RECVMSG_OUT_BYTES + NAME_BYTES == HEADROOM);
 const _: () = assert!(NAME_BYTES >= size_of::<libc::sockaddr_in6>());
@@ -28,11 +29,15 @@ const _: () = assert!(NAME_BYTES >= size_of::<libc::sockaddr_in6>());
 pub(super) struct Receive {
     /// The kernel has the receive request.
     pub(super) armed: bool,
+    /// Whether it has large slots.
+    pub(super) armed_large: bool,
     /// The turn that armed it.
     pub(super) armed_in_turn: u64,
     /// Receives in a row that an error, other than a lack of slots, ended in the turn that armed
     /// them.
     pub(super) errors_in_row: u16,
+    /// Whether its datagrams come in trains.
+    pub(super) habit: Habit,
 }
 
 /// A socket whose receive fails this often in a row is left alone: it would spin.
@@ -43,6 +48,8 @@ pub(super) const MOST_ERRORS_IN_ROW: u16 = 1000;
 pub(super) struct Arrival {
     pub(super) socket: SocketId,
     pub(super) slot: u16,
+    /// The slot is a large one.
+    pub(super) is_large: bool,
     pub(super) len: u32,
 }
 
@@ -53,6 +60,10 @@ pub(super) struct Receiver {
     pub(super) arrivals: VecDeque<Arrival>,
     /// Sockets whose receive has ended.
     pub(super) ended: Vec<SocketId>,
+    /// Sockets whose receive is to end, to be armed with other slots.
+    pub(super) changing: Vec<SocketId>,
+    /// Source and length of this turn's last datagram.
+    pub(super) last: Option<(SocketId, SocketAddr, u32)>,
     arrived: usize,
 }
 
@@ -65,6 +76,8 @@ impl Receiver {
             template,
             arrivals: VecDeque::with_capacity(slots as usize),
             ended: Vec::new(),
+            changing: Vec::new(),
+            last: None,
             arrived: 0,
         }
     }
@@ -77,9 +90,9 @@ impl Receiver {
     }
 
     #[inline]
-    pub(super) fn arrived(&mut self, socket: SocketId, slot: u16, len: u32) {
+    pub(super) fn arrived(&mut self, arrival: Arrival) {
         self.arrived += 1;
-        self.arrivals.push_back(Arrival { socket, slot, len });
+        self.arrivals.push_back(arrival);
     }
 
     /// Datagrams that arrived since the last call.
@@ -97,9 +110,15 @@ pub(super) enum Unusable {
 
 /// Payload bytes in a slot, from a receive's result.
 pub(super) fn payload_bytes(result: i32) -> io::Result<u32> {
+    payload_behind(HEADROOM, result)
+}
+
+/// The same behind a prefix of another length.
+#[inline]
+pub(super) fn payload_behind(prefix_bytes: usize, result: i32) -> io::Result<u32> {
     match u32::try_from(result) {
         Ok(bytes) => bytes
-            .checked_sub(HEADROOM as u32)
+            .checked_sub(prefix_bytes as u32)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EFAULT)),
         Err(_) => Err(io::Error::from_raw_os_error(-result)),
     }

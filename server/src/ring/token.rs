@@ -6,7 +6,9 @@ use crate::packet_io::{ListenerId, SocketId, StreamId};
 pub(super) enum Token {
     /// A multishot receive.
     Receive(SocketId),
-    /// The cancellation of one.
+    /// A multishot receive with room for trains.
+    ReceiveTrain(SocketId),
+    /// The cancellation of a receive.
     Cancel,
     /// A staged datagram: its train and its segment. Only failures complete.
     Single { train: u32, segment: u32 },
@@ -43,6 +45,7 @@ impl Token {
             Self::Accept(listener) => (7, u64::from(listener.index())),
             Self::StreamReceive(stream) => (8, u64::from(stream.to_raw())),
             Self::StreamSend(stream) => (9, u64::from(stream.to_raw())),
+            Self::ReceiveTrain(id) => (10, u64::from(id.to_raw())),
         };
         kind << KIND_SHIFT | rest
     }
@@ -66,6 +69,7 @@ impl Token {
             7 => Self::Accept(ListenerId::new(user_data as u16)),
             8 => Self::StreamReceive(StreamId::from_raw(user_data as u32)),
             9 => Self::StreamSend(StreamId::from_raw(user_data as u32)),
+            10 => Self::ReceiveTrain(SocketId::from_raw(user_data as u32)),
             _ => return None,
         })
     }
@@ -79,6 +83,7 @@ mod tests {
     fn tokens_survive_the_trip_through_the_kernel() {
         for token in [
             Token::Receive(SocketId::from_raw(u32::MAX)),
+            Token::ReceiveTrain(SocketId::from_raw(u32::MAX)),
             Token::Cancel,
             Token::Single {
                 train: 1023,
