@@ -3,6 +3,9 @@
 //! A forwarder reads one destination per line from its standard input up to an empty line, writes
 //! the address it listens on to its standard output, and then forwards: the first four bytes of a
 //! packet are the index of the destination (big endian), and are replaced by [`HEADER`].
+//!
+//! With [`RELAY_SOCKETS`] it has a relay socket for each destination of the first half, as a TURN server has for each
+//! allocation, and tells their addresses too: packets to the first half leave by those, the others by the one it listens on.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -17,6 +20,9 @@ use crate::relay::{Arriving, Endpoint, Flow, RelayServer, Running};
 pub const HEADER_BYTES: usize = 4;
 /// What a forwarder writes in place of the index.
 pub const HEADER: [u8; HEADER_BYTES] = *b"fwd!";
+
+/// The argument that asks for relay sockets.
+pub const RELAY_SOCKETS: &str = "--relay-sockets";
 
 /// The forwarder's side: reads the destinations.
 ///
@@ -114,20 +120,33 @@ impl RelayServer for Forwarder {
         }
         writeln!(input)?;
         input.flush()?;
-        let mut line = String::new();
-        BufReader::new(output).read_line(&mut line)?;
-        let at: SocketAddr = line
-            .trim()
-            .parse()
-            .map_err(|_| io::Error::other(format!("{} did not start: {line:?}", self.name)))?;
-        let flow = |(i, (from, to)): (usize, (Endpoint, Endpoint))| Flow {
-            from,
-            to: at,
-            prefix: (i as u32).to_be_bytes().to_vec(),
-            arrives_at: to,
-            arrives_from: at,
-            arriving: Arriving::Behind(HEADER),
-            answered_by: (self.is_answered && i < flows).then(|| i + flows),
+        let mut output = BufReader::new(output);
+        let mut address = || {
+            let mut line = String::new();
+            output.read_line(&mut line)?;
+            line.trim()
+                .parse::<SocketAddr>()
+                .map_err(|_| io::Error::other(format!("{} did not start: {line:?}", self.name)))
+        };
+        let at = address()?;
+        // Where each flow's packets come out, and those that answer them go in.
+        let relays = if arguments.contains(&RELAY_SOCKETS) {
+            (0..flows).map(|_| address()).collect::<io::Result<_>>()?
+        } else {
+            vec![at; flows]
+        };
+        let flow = |(i, (from, to)): (usize, (Endpoint, Endpoint))| {
+            let is_answer = i >= flows;
+            let relay = relays[i % flows];
+            Flow {
+                from,
+                to: if is_answer { relay } else { at },
+                prefix: (i as u32).to_be_bytes().to_vec(),
+                arrives_at: to,
+                arrives_from: if is_answer { at } else { relay },
+                arriving: Arriving::Behind(HEADER),
+                answered_by: (self.is_answered && !is_answer).then(|| i + flows),
+            }
         };
         Ok(Running {
             process,

@@ -1,6 +1,6 @@
 //! The least io_uring forwarder there can be, to measure what the server's own ring costs on top.
 //!
-//! One socket, one multishot receive, one enter per turn. Neighbouring packets for one destination
+//! A multishot receive per socket, one enter per turn. Neighbouring packets for one destination
 //! leave as a UDP_SEGMENT train; nothing else is looked at. Errors end it.
 #![allow(unsafe_code)]
 
@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use waypost_benches::forwarder::{HEADER, HEADER_BYTES, announce, read_destinations};
+use waypost_benches::forwarder::{
+    HEADER, HEADER_BYTES, RELAY_SOCKETS, announce, read_destinations,
+};
 use waypost_server::packet_io::{UdpOptions, bind_udp};
 
 const SLOTS: usize = 2048;
@@ -50,7 +52,16 @@ fn main() -> io::Result<()> {
         send_buffer_bytes: Some(8 << 20),
         ..UdpOptions::default()
     };
-    let socket = bind_udp(SocketAddr::from(([127, 0, 0, 1], 0)), &options)?;
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let relays = if std::env::args().any(|argument| argument == RELAY_SOCKETS) {
+        destinations.len() / 2
+    } else {
+        0
+    };
+    let mut sockets = vec![bind_udp(any, &options)?];
+    for _ in 0..relays {
+        sockets.push(bind_udp(any, &UdpOptions::default())?);
+    }
     let mut uring: IoUring = IoUring::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
@@ -59,7 +70,8 @@ fn main() -> io::Result<()> {
         .setup_no_sqarray()
         .setup_cqsize(16384)
         .build(4096)?;
-    uring.submitter().register_files(&[socket.as_raw_fd()])?;
+    let files: Vec<_> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+    uring.submitter().register_files(&files)?;
     let page = 4096;
     let error = |_| io::Error::other("layout");
     let ring_layout = Layout::from_size_align(SLOTS * 16, page).map_err(error)?;
@@ -99,21 +111,25 @@ fn main() -> io::Result<()> {
     // SAFETY: all-zero is a valid msghdr.
     let mut template: libc::msghdr = unsafe { zeroed() };
     template.msg_namelen = 32;
-    let arm = opcode::RecvMsgMulti::new(types::Fixed(0), &raw const template, 0)
-        .build()
-        .user_data(RECEIVE);
+    let arm = |file: u64| {
+        opcode::RecvMsgMulti::new(types::Fixed(file as u32), &raw const template, 0)
+            .build()
+            .user_data(RECEIVE + file)
+    };
     let mut turn: Vec<u16> = Vec::with_capacity(SLOTS);
     let mut packets: Vec<Packet> = Vec::with_capacity(SLOTS);
     let mut headers: Vec<libc::msghdr> = Vec::with_capacity(SLOTS);
     let mut iovecs: Vec<libc::iovec> = Vec::with_capacity(SLOTS);
     let mut controls: Vec<Segment> = Vec::with_capacity(SLOTS);
-    announce(socket.local_addr()?)?;
-    let mut armed = false;
+    for socket in &sockets {
+        announce(socket.local_addr()?)?;
+    }
+    let mut ended: Vec<u64> = (0..sockets.len() as u64).collect();
     loop {
-        if !armed {
+        while let Some(file) = ended.pop() {
             // SAFETY: the template outlives the ring.
-            let _ = unsafe { uring.submission().push(&arm) };
-            armed = true;
+            let pushed = unsafe { uring.submission().push(&arm(file)) };
+            pushed.map_err(io::Error::other)?;
         }
         uring.submit_and_wait(1)?;
         // Every send has been copied or refused by now.
@@ -124,10 +140,12 @@ fn main() -> io::Result<()> {
         iovecs.clear();
         controls.clear();
         for cqe in uring.completion() {
-            if cqe.user_data() != RECEIVE {
+            let Some(file) = cqe.user_data().checked_sub(RECEIVE) else {
                 continue;
+            };
+            if !cqueue::more(cqe.flags()) {
+                ended.push(file);
             }
-            armed &= cqueue::more(cqe.flags());
             let Some(slot) = cqueue::buffer_select(cqe.flags()) else {
                 continue;
             };
@@ -164,8 +182,10 @@ fn main() -> io::Result<()> {
                     .add(packet.slot as usize * SLOT_BYTES + PREFIX)
                     .cast_const()
             };
+            let to = first.to as usize;
+            let egress = types::Fixed(if to < relays { to as u32 + 1 } else { 0 });
             let request = if train == 1 {
-                opcode::Send::new(types::Fixed(0), at(first), first.len as u32)
+                opcode::Send::new(egress, at(first), first.len as u32)
                     .flags(FLAGS)
                     .dest_addr(name)
                     .dest_addr_len(name_bytes)
@@ -195,7 +215,7 @@ fn main() -> io::Result<()> {
                 header.msg_controllen = 24;
                 headers.push(header);
                 let header = headers.as_ptr().wrapping_add(headers.len() - 1);
-                opcode::SendMsg::new(types::Fixed(0), header)
+                opcode::SendMsg::new(egress, header)
                     .flags(FLAGS as u32)
                     .build()
             };

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use waypost_benches::clients::Clients;
-use waypost_benches::forwarder::Forwarder;
+use waypost_benches::forwarder::{Forwarder, RELAY_SOCKETS};
 use waypost_benches::generator::{Load, Outcome, Pattern, Shape, run};
 use waypost_benches::noray::Noray;
 use waypost_benches::process::pin_to_core;
@@ -53,7 +53,7 @@ impl FromStr for Offered {
 #[derive(Parser)]
 struct Arguments {
     /// Servers, of: bare-uring, bare-mmsg, ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N sessions,
-    /// whatever --flows says) behind it. TURN servers are named with the load's shape in front: `peer:` (client to a peer that sends back; bare-uring and bare-mmsg too),
+    /// whatever --flows says) behind it. TURN servers are named with the load's shape in front: `peer:` (client to a peer that sends back; bare-uring, with a relay socket per flow, and bare-mmsg too),
     /// `pairs:` (client to client), `peer-ind:`, `pairs-ind:` (the same in indications); behind it waypost (with -mmsg, +50us), coturn,
     /// or a name given by --turn-server.
     #[arg(
@@ -102,8 +102,18 @@ struct Arguments {
 
 fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>> {
     match name.split_once(':') {
-        Some(("peer", server @ ("bare-uring" | "bare-mmsg"))) => {
-            return Ok(Box::new(Forwarder::beside_us(name, server, &[], true)?));
+        Some(("peer", "bare-mmsg")) => {
+            return Ok(Box::new(Forwarder::beside_us(
+                name,
+                "bare-mmsg",
+                &[],
+                true,
+            )?));
+        }
+        Some(("peer", "bare-uring")) => {
+            let arguments = [RELAY_SOCKETS];
+            let server = Forwarder::beside_us(name, "bare-uring", &arguments, true)?;
+            return Ok(Box::new(server));
         }
         Some((shape, server)) => return turn_server(name, shape, server, arguments),
         None => {}
