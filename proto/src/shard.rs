@@ -144,6 +144,7 @@ pub struct Shard {
     binding: BindingService,
     lobby: Lobby,
     turn: TurnService,
+    software: Option<&'static str>,
     dialects: Dialects,
     wheel: TimerWheel<TimerKey>,
     rng: StdRng,
@@ -181,6 +182,7 @@ macro_rules! step {
             forwarding: &mut $shard.forwarding,
             nonces: &mut $shard.nonces,
             sealer: &$shard.sealer,
+            software: $shard.software,
             home: $shard.home,
             by_stream: $shard.by_stream,
         }
@@ -220,8 +222,10 @@ impl Shard {
             &config.discovery,
             config.sockets.len(),
             config.turn.unproven_bytes_per_sec,
+            config.turn.software,
             std::array::from_fn(|_| turn_rng.random()),
         );
+        let software = config.turn.software;
         let turn = TurnService::new(
             config.turn,
             config.index,
@@ -259,6 +263,7 @@ impl Shard {
             binding,
             lobby,
             turn,
+            software,
             wheel: TimerWheel::new(now),
             rng,
             counters: Counters::default(),

@@ -55,6 +55,10 @@ type Answer = (SocketIndex, Addr, Vec<u8>);
 
 impl Server {
     fn new(has_alternate: bool, bytes_per_sec: u32) -> Self {
+        Self::naming(has_alternate, bytes_per_sec, None)
+    }
+
+    fn naming(has_alternate: bool, bytes_per_sec: u32, software: Option<&'static str>) -> Self {
         let groups = addrs().into_iter().zip([0u16, 4]).map(|(addrs, first)| {
             let sockets = [0, 1, 2, 3].map(|place| SocketIndex(first + place));
             DiscoveryGroup { sockets, addrs }
@@ -72,6 +76,7 @@ impl Server {
             dialects: DialectConfig::default(),
             turn: TurnConfig {
                 unproven_bytes_per_sec: bytes_per_sec,
+                software,
                 ..TurnConfig::default()
             },
             access: RendezvousAccess::Open,
@@ -401,4 +406,16 @@ fn what_is_not_answered() {
         assert_eq!(server.send(0, CLIENT, &other), []);
     }
     assert_eq!(server.send(0, "198.41.9.9:0", &request(&|_| ())), []);
+}
+
+// RFC 8489 section 14.14.
+#[test]
+fn software_is_named_where_it_is_wanted() {
+    let mut server = Server::naming(false, 1000, Some("Waypost test"));
+    let (_, _, success) = server.ask(0, CLIENT, &request(&|_| ()));
+    let (_, _, error) = server.ask(0, CLIENT, &change(6));
+    for answer in [success, error] {
+        let message = Message::parse(&answer).expect("STUN");
+        assert_eq!(message.find(attr::SOFTWARE), Some(&b"Waypost test"[..]));
+    }
 }

@@ -1,10 +1,13 @@
 //! STUN against the running server from outside: Debian's `turnutils_natdiscovery` and `turnutils_stunclient`, where they are
-//! installed.
+//! installed; and a request written by hand.
 
 #![allow(clippy::unwrap_used)]
 
+use std::net::UdpSocket;
 use std::process::Command;
+use std::time::Duration;
 
+use waypost_proto::wire::stun::{Class, Message, MessageWriter, TransactionId, attr, method};
 use waypost_server::serve::Server;
 
 const BACKENDS: [&str; 2] = ["uring", "mmsg"];
@@ -80,5 +83,34 @@ fn debians_client_is_content_with_one_address() {
         };
         assert!(said.contains("UDP reflexive addr: 127.0.0.1:"), "{said}");
         assert!(!said.contains("Other addr"), "{said}");
+    }
+}
+
+#[test]
+fn software_is_named_where_it_is_wanted() {
+    for io in BACKENDS {
+        for (more, named) in [
+            (&[][..], None),
+            (
+                &["--software", "true"],
+                Some(concat!("Waypost ", env!("CARGO_PKG_VERSION"))),
+            ),
+        ] {
+            let server = server(io, more);
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket
+                .set_read_timeout(Some(Duration::from_secs(20)))
+                .unwrap();
+            socket.connect(server.main_addr()).unwrap();
+            let mut request = Vec::new();
+            let id = TransactionId(*b"twelve bytes");
+            MessageWriter::new(&mut request, method::BINDING, Class::Request, id).finish();
+            socket.send(&request).unwrap();
+            let mut buffer = [0; 512];
+            let len = socket.recv(&mut buffer).unwrap();
+            let answer = Message::parse(&buffer[..len]).unwrap();
+            let software = answer.find(attr::SOFTWARE);
+            assert_eq!(software, named.map(str::as_bytes));
+        }
     }
 }

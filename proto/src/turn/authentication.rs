@@ -67,7 +67,7 @@ impl TurnService {
         let mut unknown = std::mem::take(&mut self.unknown);
         if message.unknown_required(is_known, &mut unknown) > 0 {
             step.counters.count(Counter::TurnErrors);
-            request.reply.send(step.out, Class::Error, |writer| {
+            request.reply.send(step, Class::Error, |writer| {
                 writer.error_code(420).unknown_attributes(&unknown);
             });
         } else if let Err(reject) = self.dispatch(step, &request) {

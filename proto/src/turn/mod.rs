@@ -103,6 +103,9 @@ pub struct TurnConfig {
     pub alternate_servers: Vec<Addr>,
     /// Whether clients may keep their allocations when their addresses change (RFC 8016).
     pub mobility: bool,
+    /// What answers of TURN and Binding say of this server (SOFTWARE, RFC 8489 section 14.14: fewer than 128 characters); every
+    /// answer to a stranger is longer by it.
+    pub software: Option<&'static str>,
     /// What one allocation may relay, both directions together.
     pub limits: RelayLimits,
     /// Bytes per second that a source prefix may draw before it has proved its address, packet headers included; 0 is no
@@ -127,6 +130,7 @@ impl Default for TurnConfig {
             serves_rfc5766: false,
             alternate_servers: Vec::new(),
             mobility: true,
+            software: None,
             limits: RelayLimits::default(),
             unproven_bytes_per_sec: 1000,
         }
@@ -170,6 +174,8 @@ pub(crate) struct Step<'a> {
     pub forwarding: &'a mut ForwardingTable,
     pub nonces: &'a mut NonceKeys,
     pub sealer: &'a Sealer,
+    /// What answers say of this server.
+    pub software: Option<&'static str>,
     /// The shard that got what is being served.
     pub home: u16,
     /// The stream there that it came by, if it did.
@@ -200,23 +206,26 @@ impl std::fmt::Debug for Reply {
 }
 
 impl Reply {
-    fn send(&self, out: &mut Outbox, class: Class, fill: impl FnOnce(&mut MessageWriter<'_>)) {
+    fn send(&self, step: &mut Step<'_>, class: Class, fill: impl FnOnce(&mut MessageWriter<'_>)) {
+        let software = step.software;
+        let out = &mut *step.out;
         let start = out.bytes.len();
         let mut writer = MessageWriter::new(&mut out.bytes, self.method, class, self.id);
         fill(&mut writer);
         writer
+            .software(software)
             .integrity(self.integrity, self.key.as_bytes())
             .finish();
         out.transmit(self.socket, self.to, start);
     }
 
     fn success(&self, step: &mut Step<'_>, fill: impl FnOnce(&mut MessageWriter<'_>)) {
-        self.send(step.out, Class::Success, fill);
+        self.send(step, Class::Success, fill);
     }
 
     fn error(&self, step: &mut Step<'_>, reject: Reject) {
         step.counters.count(Counter::TurnErrors);
-        self.send(step.out, Class::Error, |writer| {
+        self.send(step, Class::Error, |writer| {
             writer.error_code(reject.0);
         });
     }
@@ -224,7 +233,7 @@ impl Reply {
     /// Sends the client to another server (RFC 8489 section 10). Only who knows the key could have said so.
     fn redirect(&self, step: &mut Step<'_>, alternates: impl Iterator<Item = Addr>) {
         step.counters.count(Counter::Redirects);
-        self.send(step.out, Class::Error, |writer| {
+        self.send(step, Class::Error, |writer| {
             writer.error_code(300);
             alternates.for_each(|at| {
                 writer.plain_addr(attr::ALTERNATE_SERVER, at);
@@ -308,7 +317,8 @@ impl TurnService {
             shard_count: count,
             judge: Judge::new(std::mem::take(&mut config.credentials)),
             policy: PeerPolicy::new(rules),
-            budget: ReplyBudget::new(hasher.clone(), config.unproven_bytes_per_sec),
+            budget: ReplyBudget::new(hasher.clone(), config.unproven_bytes_per_sec)
+                .naming(config.software),
             allocations: AllocationTable::new(config.allocations_max, hasher.clone()),
             addresses,
             opening: HashMap::with_hasher(hasher.clone()),

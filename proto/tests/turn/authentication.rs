@@ -340,3 +340,24 @@ fn another_realm_is_no_credential() {
         .finish();
     assert_eq!(client.ask(&mut server, &out).code(), 401);
 }
+
+// RFC 8489 section 14.14: SOFTWARE in every answer, before the integrity that covers it; only where the operator wants it, because
+// strangers get it too.
+#[test]
+fn software_is_named_where_it_is_wanted() {
+    for software in [None, Some("Waypost test")] {
+        let mut server = Server::with(TurnConfig {
+            software,
+            ..config()
+        });
+        let mut client = Client::ann(AT);
+        let challenge = client.learn_nonce(&mut server);
+        let success = client.allocate_with(&mut server, &|_| ()).ok();
+        let error = client.bind(&mut server, 1, addr("8.8.8.8:1"));
+        assert_eq!(error.code(), 400);
+        for answer in [challenge, success, error] {
+            let named = answer.message().find(attr::SOFTWARE).map(<[u8]>::to_vec);
+            assert_eq!(named.as_deref(), software.map(str::as_bytes));
+        }
+    }
+}

@@ -17,6 +17,9 @@ use crate::packet_io::MAX_STREAMS;
 /// Descriptors that the process needs beside sockets of shards.
 const OTHER_FILES: u64 = 256;
 
+/// What SOFTWARE says where it is wanted.
+const SOFTWARE: &str = concat!("Waypost ", env!("CARGO_PKG_VERSION"));
+
 /// The TURN side of one of the shards. `listeners` are the addresses really bound.
 pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConfig {
     let host_ips = host_ips();
@@ -51,6 +54,7 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
             .map(Addr::new)
             .collect(),
         mobility: config.mobility,
+        software: config.software.then_some(SOFTWARE),
         limits: RelayLimits {
             packets_per_sec: config.allocation_packets_per_sec,
             bytes_per_sec: config.allocation_bytes_per_sec,

@@ -132,6 +132,8 @@ pub struct Config {
     pub turn_host: Option<String>,
     /// Whether TURN clients keep their allocations when their addresses change.
     pub mobility: bool,
+    /// Whether answers of STUN and TURN name this server and its version.
+    pub software: bool,
     /// TURN allocations at one time, over all shards.
     pub allocations_max: u32,
     /// TURN allocations of one user on each shard; 0 is no limit.
@@ -244,6 +246,7 @@ impl Config {
             alternate_servers: read.alternate_servers()?,
             turn_host: read.turn_host()?,
             mobility: read.truth("mobility")?,
+            software: read.truth("software")?,
             allocations_max: read.number("max-allocations", 1..=1 << 20)?,
             allocations_per_user: read.number("allocations-per-user", 0..=1 << 20)?,
             allocations_per_source: read.number("allocations-per-source", 0..=1 << 20)?,

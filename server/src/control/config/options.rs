@@ -197,6 +197,12 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Whether TURN clients keep their allocations when their addresses change (RFC 8016)",
     )
     .preset("true"),
+    OptionSpec::new(
+        "software",
+        "BOOL",
+        "Whether answers of STUN and TURN name this server and its version",
+    )
+    .preset("false"),
     OptionSpec::new("max-allocations", "N", "TURN allocations at one time, over all shards")
         .preset("16384"),
     OptionSpec::new(
