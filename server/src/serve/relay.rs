@@ -46,6 +46,8 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
         allocations_max: config.per_shard(config.allocations_max),
         allocations_per_user: config.allocations_per_user,
         allocations_per_prefix: config.allocations_per_source,
+        permissions_max: config.permissions_per_allocation as usize,
+        channels_max: config.channels_per_allocation as usize,
         serves_rfc5766: config.turn_compat,
         alternate_servers: config
             .alternate_servers
@@ -60,7 +62,6 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
             bytes_per_sec: config.allocation_bytes_per_sec,
         },
         unproven_bytes_per_sec: config.unproven_bytes_per_sec,
-        ..TurnConfig::default()
     }
 }
 

@@ -140,6 +140,10 @@ pub struct Config {
     pub allocations_per_user: u32,
     /// TURN allocations of one source prefix on each shard; 0 is no limit.
     pub allocations_per_source: u32,
+    /// Permissions of one allocation.
+    pub permissions_per_allocation: u32,
+    /// Channels of one allocation.
+    pub channels_per_allocation: u32,
     /// Packets per second that one allocation may relay; 0 is no limit.
     pub allocation_packets_per_sec: u32,
     /// Bytes per second that one allocation may relay; 0 is no limit.
@@ -250,6 +254,8 @@ impl Config {
             allocations_max: read.number("max-allocations", 1..=1 << 20)?,
             allocations_per_user: read.number("allocations-per-user", 0..=1 << 20)?,
             allocations_per_source: read.number("allocations-per-source", 0..=1 << 20)?,
+            permissions_per_allocation: read.number("permissions-per-allocation", 1..=4096)?,
+            channels_per_allocation: read.number("channels-per-allocation", 1..=4096)?,
             allocation_packets_per_sec: read
                 .number("allocation-packets-per-sec", 0..=10_000_000)?,
             allocation_bytes_per_sec: read.number("allocation-bytes-per-sec", 0..=u32::MAX)?,

@@ -218,6 +218,18 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .preset("0"),
     OptionSpec::new(
+        "permissions-per-allocation",
+        "N",
+        "Peer addresses that one TURN allocation may have permissions for at one time",
+    )
+    .preset("256"),
+    OptionSpec::new(
+        "channels-per-allocation",
+        "N",
+        "Channels that one TURN allocation may have at one time",
+    )
+    .preset("256"),
+    OptionSpec::new(
         "allocation-packets-per-sec",
         "N",
         "Packets per second that one TURN allocation may relay; 0 is no limit",
