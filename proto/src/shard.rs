@@ -58,6 +58,8 @@ pub enum SocketRole {
     Stream {
         /// The shard.
         shard: u16,
+        /// Whether its clients speak TLS.
+        is_tls: bool,
     },
     /// Another system's protocol, on the one shard that [`Dialect::shard`] says; the other shards have no such socket.
     Dialect(Dialect),
@@ -120,6 +122,11 @@ pub enum Verdict {
 /// Whether data of clients of such a socket goes to each other directly. Both ends must be reached by one datagram.
 const fn may_compose(role: SocketRole) -> bool {
     matches!(role, SocketRole::Main)
+}
+
+/// Whether the clients of such a socket speak TLS.
+const fn speaks_tls(role: SocketRole) -> bool {
+    matches!(role, SocketRole::Stream { is_tls: true, .. })
 }
 
 /// How a Send indication begins (RFC 8656 section 17).
@@ -230,7 +237,7 @@ impl Shard {
             config.turn,
             config.index,
             config.count,
-            config.sockets.len(),
+            config.sockets.iter().copied().map(speaks_tls).collect(),
             std::array::from_fn(|_| turn_rng.random()),
             Seal::new(config.placement_seeds, config.index, config.count),
         );

@@ -68,7 +68,10 @@ impl Server {
             count: 1,
             sockets: {
                 let mut sockets = [SocketRole::Main, SocketRole::Probe].repeat(4);
-                sockets.push(SocketRole::Stream { shard: 0 });
+                sockets.push(SocketRole::Stream {
+                    shard: 0,
+                    is_tls: false,
+                });
                 sockets
             },
             discovery: groups.filter(|_| has_alternate).collect(),

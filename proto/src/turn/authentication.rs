@@ -79,11 +79,18 @@ impl TurnService {
 
     /// Answers an authenticated request with an error; for want of room with another server's address, if there is one.
     pub(super) fn reject(&self, step: &mut Step<'_>, reply: &Reply, reject: Reject) {
-        let servers = self.config.alternate_servers.iter().copied();
+        let config = &self.config;
+        let (servers, domain) = if self.speak_tls[usize::from(reply.socket.0)] {
+            let domain = config.alternate_domain.as_deref();
+            (&config.alternate_tls_servers, domain)
+        } else {
+            (&config.alternate_servers, None)
+        };
+        let servers = servers.iter().copied();
         let (own, other): (Vec<_>, Vec<_>) =
             servers.partition(|at| at.is_ipv4() == reply.to.is_ipv4());
         if reply.method == method::ALLOCATE && reject.0 == 508 && !own.is_empty() {
-            reply.redirect(step, own.into_iter().chain(other));
+            reply.redirect(step, own.into_iter().chain(other), domain);
         } else {
             reply.error(step, reject);
         }

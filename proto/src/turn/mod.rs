@@ -101,6 +101,10 @@ pub struct TurnConfig {
     pub serves_rfc5766: bool,
     /// Where clients are sent when this server is full or draining; the first of their own family counts.
     pub alternate_servers: Vec<Addr>,
+    /// The same for clients that speak TLS.
+    pub alternate_tls_servers: Vec<Addr>,
+    /// Whom the certificates of those name, if not whom this server's names.
+    pub alternate_domain: Option<String>,
     /// Whether clients may keep their allocations when their addresses change (RFC 8016).
     pub mobility: bool,
     /// What answers of TURN and Binding say of this server (SOFTWARE, RFC 8489 section 14.14: fewer than 128 characters); every
@@ -129,6 +133,8 @@ impl Default for TurnConfig {
             channels_max: 256,
             serves_rfc5766: false,
             alternate_servers: Vec::new(),
+            alternate_tls_servers: Vec::new(),
+            alternate_domain: None,
             mobility: true,
             software: None,
             limits: RelayLimits::default(),
@@ -231,13 +237,21 @@ impl Reply {
     }
 
     /// Sends the client to another server (RFC 8489 section 10). Only who knows the key could have said so.
-    fn redirect(&self, step: &mut Step<'_>, alternates: impl Iterator<Item = Addr>) {
+    fn redirect(
+        &self,
+        step: &mut Step<'_>,
+        alternates: impl Iterator<Item = Addr>,
+        domain: Option<&str>,
+    ) {
         step.counters.count(Counter::Redirects);
         self.send(step, Class::Error, |writer| {
             writer.error_code(300);
             alternates.for_each(|at| {
                 writer.plain_addr(attr::ALTERNATE_SERVER, at);
             });
+            if let Some(domain) = domain {
+                writer.attribute(attr::ALTERNATE_DOMAIN, domain.as_bytes());
+            }
         });
     }
 }
@@ -268,6 +282,8 @@ pub(crate) struct TurnService {
     /// The lowest socket index that was never used, and the end of the range.
     unused_sockets: std::ops::Range<u16>,
     sockets_max: u16,
+    /// Whether the clients of each listener speak TLS.
+    speak_tls: Vec<bool>,
     reservations: Vec<Reservation>,
     next_reservation: u32,
     seal: Seal,
@@ -283,17 +299,18 @@ pub(crate) struct TurnService {
 const DELETED: usize = 512;
 
 impl TurnService {
-    /// The TURN side of shard `index` of `count`, with nothing allocated. Socket indexes from `listeners` on are its own.
+    /// The TURN side of shard `index` of `count`, with nothing allocated. `speak_tls` says of each listener whether its clients do;
+    /// socket indexes behind those are its own.
     pub fn new(
         mut config: TurnConfig,
         index: u16,
         count: u16,
-        listeners: usize,
+        speak_tls: Vec<bool>,
         seeds: [u64; 4],
         seal: Seal,
     ) -> Self {
         let hasher = RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
-        let first = u16::try_from(listeners).expect("a server has few listeners");
+        let first = u16::try_from(speak_tls.len()).expect("a server has few listeners");
         let address = |family: Family| {
             let ips = config.relay_ips.iter();
             let is_v4 = family == Family::V4;
@@ -325,6 +342,7 @@ impl TurnService {
             free_sockets: Vec::new(),
             unused_sockets: first..u16::MAX,
             sockets_max: u16::MAX - first,
+            speak_tls,
             reservations: Vec::new(),
             next_reservation: 0,
             seal,

@@ -82,6 +82,8 @@ pub mod attr {
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
     /// SOFTWARE, RFC 8489 section 14.14.
     pub const SOFTWARE: u16 = 0x8022;
+    /// ALTERNATE-DOMAIN, RFC 8489 section 14.16.
+    pub const ALTERNATE_DOMAIN: u16 = 0x8003;
     /// ALTERNATE-SERVER, RFC 8489 section 14.15.
     pub const ALTERNATE_SERVER: u16 = 0x8023;
     /// MOBILITY-TICKET, RFC 8016 section 3.4.

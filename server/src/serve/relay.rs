@@ -49,12 +49,9 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
         permissions_max: config.permissions_per_allocation as usize,
         channels_max: config.channels_per_allocation as usize,
         serves_rfc5766: config.turn_compat,
-        alternate_servers: config
-            .alternate_servers
-            .iter()
-            .copied()
-            .map(Addr::new)
-            .collect(),
+        alternate_servers: addrs(&config.alternate_servers),
+        alternate_tls_servers: addrs(&config.alternate_tls_servers),
+        alternate_domain: config.alternate_domain.clone(),
         mobility: config.mobility,
         software: config.software.then_some(SOFTWARE),
         limits: RelayLimits {
@@ -63,6 +60,10 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
         },
         unproven_bytes_per_sec: config.unproven_bytes_per_sec,
     }
+}
+
+fn addrs(of: &[SocketAddr]) -> Vec<Addr> {
+    of.iter().copied().map(Addr::new).collect()
 }
 
 /// The addresses of this host.

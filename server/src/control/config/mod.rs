@@ -128,6 +128,10 @@ pub struct Config {
     pub turn_compat: bool,
     /// Where TURN clients are sent when this server is full or draining, at most one per family.
     pub alternate_servers: Vec<SocketAddr>,
+    /// The same for those that came by TLS.
+    pub alternate_tls_servers: Vec<SocketAddr>,
+    /// Whom the certificates of those name, if not whom this server's names.
+    pub alternate_domain: Option<String>,
     /// Name or address of this server in URLs of TURN servers; none: its addresses.
     pub turn_host: Option<String>,
     /// Whether TURN clients keep their allocations when their addresses change.
@@ -247,7 +251,9 @@ impl Config {
             allow_peer: read.ranges("allow-peer")?,
             deny_peer: read.ranges("deny-peer")?,
             turn_compat: read.truth("turn-compat")?,
-            alternate_servers: read.alternate_servers()?,
+            alternate_servers: read.alternate_servers("alternate-server")?,
+            alternate_tls_servers: read.alternate_servers("alternate-tls-server")?,
+            alternate_domain: read.alternate_domain()?,
             turn_host: read.turn_host()?,
             mobility: read.truth("mobility")?,
             software: read.truth("software")?,
@@ -340,6 +346,12 @@ impl Config {
                     "listen on another address of its family too",
                 ));
             }
+        }
+        if self.alternate_domain.is_some() && self.alternate_tls_servers.is_empty() {
+            return Err(ConfigError::new(
+                "alternate-domain is given, but no server that has such a certificate",
+                "give --alternate-tls-server too",
+            ));
         }
         let clash = self.tls_listen.iter().find(|tls| {
             let is_same = |at: &SocketAddr| at.port() == tls.port() && at.ip() == tls.ip();

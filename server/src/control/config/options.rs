@@ -187,6 +187,17 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .up_to(2),
     OptionSpec::new(
+        "alternate-tls-server",
+        "IP:PORT",
+        "The same for clients that came by TLS, one per family; repeatable",
+    )
+    .up_to(2),
+    OptionSpec::new(
+        "alternate-domain",
+        "NAME",
+        "Whom the certificates of --alternate-tls-server name [default: whom that of this server names]",
+    ),
+    OptionSpec::new(
         "turn-host",
         "NAME",
         "Name or address of this server in the URLs that /v1/turn-credentials hands out [default: its addresses]",
