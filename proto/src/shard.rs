@@ -291,6 +291,12 @@ impl Shard {
         &self.counters
     }
 
+    /// How often one thing was counted so far; of gauges as they were when all were last asked for.
+    #[must_use]
+    pub const fn counted(&self, counter: Counter) -> u64 {
+        self.counters.get(counter)
+    }
+
     /// What is to be sent. The caller clears it when it has.
     pub const fn outbox(&mut self) -> &mut Outbox {
         &mut self.outbox
@@ -366,7 +372,10 @@ impl Shard {
                 let (packets, bytes) = match forward.service {
                     Service::Session => (Counter::RelayedPackets, Counter::RelayedBytes),
                     Service::Turn | Service::Hairpin => (Counter::TurnPackets, Counter::TurnBytes),
-                    Service::Dialect(dialect) => dialect.relayed(),
+                    Service::Dialect(dialect) => {
+                        dialect.count_small(&mut self.counters, forward.payload_len);
+                        dialect.relayed()
+                    }
                 };
                 if forward.service == Service::Hairpin {
                     self.counters.count(Counter::HairpinPackets);

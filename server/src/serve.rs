@@ -33,7 +33,7 @@ use crate::mailbox::{Mailbox, Post};
 use crate::mmsg::Mmsg;
 use crate::packet_io::{IoConfig, SetupError, StreamIo};
 use crate::ring::{self, Ring};
-use crate::shard::{EventLoop, SocketMap};
+use crate::shard::{EventLoop, NorayTimes, SocketMap};
 use crate::streams::{Staged, Streams, StreamsConfig};
 
 /// Room for 9,216 bytes and what stands before them, in an odd number of cache lines.
@@ -141,6 +141,7 @@ impl Server {
                 publisher: server.metrics.publisher(index),
                 ready: ready_in.clone(),
                 epoch,
+                serves_noray: serves_noray(config, index),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{index}"))
@@ -313,6 +314,7 @@ struct Birth {
     publisher: ShardPublisher,
     ready: Sender<Result<(), ConfigError>>,
     epoch: Instant,
+    serves_noray: bool,
 }
 
 impl Birth {
@@ -354,6 +356,7 @@ impl Birth {
             answers: self.answers,
             publisher: self.publisher,
             epoch: self.epoch,
+            noray_times: self.serves_noray.then(NorayTimes::default),
         };
         let _ = self.ready.send(Ok(()));
         if let Err(error) = event_loop.run() {
@@ -363,10 +366,15 @@ impl Birth {
     }
 }
 
+/// Whether noray is served, and by this shard.
+fn serves_noray(config: &Config, shard: usize) -> bool {
+    config.noray.is_some() && Dialect::Noray.shard(config.shard_count) == shard
+}
+
 /// How large a datagram's slot is. Players of noray may send large ones, so its shard has larger slots for all that comes.
 /// The number of cache lines in one is odd, so that the beginnings of slots are spread over all sets of a cache.
 fn slot_bytes(config: &Config, shard: usize) -> u32 {
-    if config.noray.is_some() && Dialect::Noray.shard(config.shard_count) == shard {
+    if serves_noray(config, shard) {
         NORAY_SLOT_BYTES
     } else {
         IoConfig::default().slot_bytes

@@ -671,6 +671,9 @@ mod program {
             "noray_command_duration_count{command=\"connect-relay\"} 1",
             "noray_command_exception{command=\"connect\"} 0",
             "noray_relay_duration_count 0",
+            "noray_command_duration_bucket{le=\"+Inf\",command=\"register-host\"} 1",
+            "noray_relay_duration_bucket{le=\"0.005\"} 0",
+            "# TYPE process_resident_memory_bytes gauge",
             "noray_relay_size_count 0",
             "noray_remote_registrar_success 1",
             "noray_remote_registrar_fail 0",
@@ -680,6 +683,11 @@ mod program {
         ] {
             assert!(text.contains(&format!("\n{name}\n")), "{name} in {text}");
         }
+        // Commands are timed: who reads a sum of 0 was told that nothing takes time.
+        let sum = "\nnoray_command_duration_sum{command=\"register-host\"} ";
+        let (_, sum) = text.split_once(sum).unwrap();
+        let sum: f64 = sum.lines().next().unwrap().parse().unwrap();
+        assert!(sum > 0.0, "{text}");
         let elsewhere = get(http, "/");
         assert!(elsewhere.starts_with("HTTP/1.1 404"), "{elsewhere}");
         assert!(elsewhere.ends_with("\r\n\r\n"), "its body is empty");

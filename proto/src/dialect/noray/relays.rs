@@ -231,6 +231,7 @@ impl Relays {
             let table = &mut *desk.forwarding;
             match table.forward_between_players(desk.now, stray.target, source, len) {
                 Ok(forward) => {
+                    Dialect::Noray.count_small(desk.counters, len);
                     let (packets, bytes) = Dialect::Noray.relayed();
                     desk.counters.count(packets);
                     desk.counters.add(bytes, len as u64);
