@@ -266,18 +266,18 @@ fn quotas_are_options() {
             io,
             "--listen",
             "127.0.0.1:0",
-            "--shards",
-            "1",
             "--user",
             "ann:ann's own password",
         ];
-        for (quota, wanted) in [
-            ("--allocations-per-user", Err(486)),
-            ("--allocations-per-source", Err(486)),
-            ("--max-allocations", Err(508)),
+        // Quotas hold over all shards, room is divided.
+        for (quota, shards, wanted) in [
+            ("--allocations-per-user", "2", Err(486)),
+            ("--allocations-per-source", "2", Err(486)),
+            ("--max-allocations", "1", Err(508)),
         ] {
-            let server = Server::start_with(&[&options[..], &[quota, "2"]].concat()).unwrap();
-            allocates(&server, &[Ok(()), Ok(()), wanted]);
+            let of_this = [quota, "2", "--shards", shards];
+            let server = Server::start_with(&[&options[..], &of_this].concat()).unwrap();
+            allocates(&server, &[Ok(()), Ok(()), wanted, wanted, wanted, wanted]);
         }
         let of_one = [
             "--permissions-per-allocation",

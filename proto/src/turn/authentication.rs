@@ -54,7 +54,7 @@ impl TurnService {
             message,
             source,
             user: self.seal.user(authenticated.username.as_ref()),
-            person: self.hasher.hash_one(authenticated.person),
+            person: self.seal.person(authenticated.person.as_ref()),
             reply: Reply {
                 socket,
                 to: source.0,

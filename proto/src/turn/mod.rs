@@ -10,6 +10,7 @@
 //! * `allocation`, `permission`, `channel`: what there is.
 //! * `mobility`: five-tuples that change.
 //! * `credential`, `peer_policy`: who may, and whom they may reach.
+//! * `quota`: how many allocations each user and source has.
 //! * `port_pool`: the ports of relayed transport addresses.
 //! * `icmp`: errors on the way to peers.
 //! * `reservation`: ports that are redeemed on another shard.
@@ -27,11 +28,13 @@ mod mobility;
 pub mod peer_policy;
 pub mod permission;
 mod port_pool;
+mod quota;
 pub(crate) mod reservation;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use ahash::RandomState;
 use rand::rngs::StdRng;
@@ -45,6 +48,7 @@ pub use self::icmp::IcmpError;
 use self::peer_policy::{PeerPolicy, PeerRules};
 use self::permission::PERMISSION_SECS;
 pub(crate) use self::port_pool::port_owner;
+pub use self::quota::AllocationShares;
 use self::reservation::{Loans, Seal};
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{ForwardingTable, RelayLimits, SocketIndex};
@@ -88,9 +92,11 @@ pub struct TurnConfig {
     pub peers: PeerRules,
     /// Most allocations on this shard.
     pub allocations_max: usize,
-    /// Most allocations of one user on this shard; 0 is no limit.
+    /// What is counted against the next two: the same of every shard of a server.
+    pub shares: Arc<AllocationShares>,
+    /// Most allocations of one user; 0 is no limit.
     pub allocations_per_user: u32,
-    /// Most allocations of one source prefix on this shard; 0 is no limit.
+    /// Most allocations of one source prefix; 0 is no limit.
     pub allocations_per_prefix: u32,
     /// Most permissions of one allocation.
     pub permissions_max: usize,
@@ -127,6 +133,7 @@ impl Default for TurnConfig {
             withheld_ports: Vec::new(),
             peers: PeerRules::default(),
             allocations_max: 16_384,
+            shares: Arc::default(),
             allocations_per_user: 0,
             allocations_per_prefix: 0,
             permissions_max: 256,
@@ -261,6 +268,7 @@ struct Request<'a> {
     message: &'a Message<'a>,
     source: ClientAddr,
     user: u64,
+    /// Whom quotas are counted by.
     person: u64,
     reply: Reply,
 }
@@ -336,7 +344,7 @@ impl TurnService {
             policy: PeerPolicy::new(rules),
             budget: ReplyBudget::new(hasher.clone(), config.unproven_bytes_per_sec)
                 .naming(config.software),
-            allocations: AllocationTable::new(config.allocations_max, hasher.clone()),
+            allocations: AllocationTable::new(config.allocations_max),
             addresses,
             opening: HashMap::with_hasher(hasher.clone()),
             free_sockets: Vec::new(),

@@ -257,6 +257,28 @@ fn quotas_and_room() {
     bob.allocate(&mut server);
 }
 
+// A user and a source have their quotas once, not on every shard anew; and get them back when the allocation is gone.
+#[test]
+fn shards_count_quotas_together() {
+    for (per_user, per_source) in [(1, 0), (0, 1)] {
+        let turn = TurnConfig {
+            allocations_per_user: per_user,
+            allocations_per_prefix: per_source,
+            ..config()
+        };
+        let mut shards = [0, 1].map(|shard| Server::shard_of(turn.clone(), shard, 2));
+        let mut first = client(1);
+        first.allocate(&mut shards[0]);
+        for shard in &mut shards {
+            let beyond = client(2).allocate_with(shard, &|_| ());
+            assert_eq!(beyond.code(), 486);
+        }
+        Client::new("198.41.9.10:1", "bob", "bob's password").allocate(&mut shards[1]);
+        first.refresh(&mut shards[0], 0).ok();
+        client(2).allocate(&mut shards[1]);
+    }
+}
+
 // RFC 8489 section 10 and RFC 8656 section 7.2 step 11: who cannot be served is sent elsewhere, in its own family, and is told so
 // under integrity; who is served stays.
 #[test]

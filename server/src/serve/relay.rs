@@ -2,6 +2,7 @@
 //! sockets the process may have. Binds nothing.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use waypost_proto::addr::Addr;
@@ -20,7 +21,7 @@ const OTHER_FILES: u64 = 256;
 /// What SOFTWARE says where it is wanted.
 const SOFTWARE: &str = concat!("Waypost ", env!("CARGO_PKG_VERSION"));
 
-/// The TURN side of one of the shards. `listeners` are the addresses really bound.
+/// The TURN side of each of the shards, to be cloned for them: what they count together is in it. `listeners` are the addresses really bound.
 pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConfig {
     let host_ips = host_ips();
     TurnConfig {
@@ -59,6 +60,7 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
             bytes_per_sec: config.allocation_bytes_per_sec,
         },
         unproven_bytes_per_sec: config.unproven_bytes_per_sec,
+        shares: Arc::default(),
     }
 }
 

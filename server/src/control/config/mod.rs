@@ -140,9 +140,9 @@ pub struct Config {
     pub software: bool,
     /// TURN allocations at one time, over all shards.
     pub allocations_max: u32,
-    /// TURN allocations of one user on each shard; 0 is no limit.
+    /// TURN allocations of one user; 0 is no limit.
     pub allocations_per_user: u32,
-    /// TURN allocations of one source prefix on each shard; 0 is no limit.
+    /// TURN allocations of one source prefix; 0 is no limit.
     pub allocations_per_source: u32,
     /// Permissions of one allocation.
     pub permissions_per_allocation: u32,

@@ -219,13 +219,13 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "allocations-per-user",
         "N",
-        "TURN allocations of one user at one time, on each shard; 0 is no limit",
+        "TURN allocations of one user at one time; 0 is no limit",
     )
     .preset("0"),
     OptionSpec::new(
         "allocations-per-source",
         "N",
-        "TURN allocations of one IPv4 address or IPv6 /56 at one time, on each shard; 0 is no limit",
+        "TURN allocations of one IPv4 address or IPv6 /56 at one time; 0 is no limit",
     )
     .preset("0"),
     OptionSpec::new(
