@@ -432,6 +432,7 @@ fn dialect_config(config: &Config, listeners: &Listeners) -> DialectConfig {
         relay: config.dialect_relay.clone(),
         pairs_max: config.dialect_pairs_max as usize,
         simple_public: listeners.simple_public(),
+        times: config.dialect_times,
         noray: config
             .noray
             .as_ref()

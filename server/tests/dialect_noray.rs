@@ -363,6 +363,70 @@ fn beyond_a_limit_packets_are_dropped_and_nothing_else() {
 }
 
 #[test]
+fn all_players_together_have_a_limit() {
+    // 1 byte per second is 3,600 in an hour.
+    let world = World::new(&[
+        "--noray-relay-ports",
+        &text(&ports(350, 20)),
+        "--noray-relay-traffic-interval",
+        "1h",
+        "--noray-relay-max-global-traffic",
+        "1b",
+    ]);
+    let (ann, bob, of_ann, of_bob) = world.relayed();
+    bob.send_to(of_ann, &[1; 1000]);
+    ann.receives(&[1; 1000], of_bob);
+    ann.send_to(of_bob, &[2; 2000]);
+    bob.receives(&[2; 2000], of_ann);
+    // Both arrive by one port, in order: the first is dropped.
+    bob.send_to(of_ann, &[3; 601]);
+    ann.send_to(of_ann, &[4; 600]);
+    ann.receives(&[4; 600], of_ann);
+}
+
+#[test]
+fn a_port_carries_only_so_many_bytes_of_its_player() {
+    let world = World::new(&[
+        "--noray-relay-ports",
+        &text(&ports(370, 20)),
+        "--noray-relay-max-lifetime-traffic",
+        "5001",
+    ]);
+    let (ann, bob, of_ann, of_bob) = world.relayed();
+    for number in 0..5_u8 {
+        bob.send_to(of_ann, &[number; 1000]);
+        ann.receives(&[number; 1000], of_bob);
+    }
+    bob.send_to(of_ann, b"x");
+    ann.send_to(of_ann, b"the other's are his own");
+    ann.receives(b"the other's are his own", of_ann);
+}
+
+#[test]
+fn a_port_serves_its_player_for_so_long() {
+    let world = World::new(&[
+        "--noray-relay-ports",
+        &text(&ports(390, 20)),
+        "--noray-relay-max-lifetime-duration",
+        "300ms",
+    ]);
+    let (mut ann, bob, of_ann, _) = world.relayed();
+    let drops = || {
+        world
+            .server
+            .metrics()
+            .total("waypost_noray_relay_drops_total")
+    };
+    let started = std::time::Instant::now();
+    while drops() == 0 {
+        assert!(started.elapsed() < HANG);
+        bob.send_to(of_ann, b"x");
+        std::thread::yield_now();
+    }
+    ann.client.has_heard_nothing();
+}
+
+#[test]
 fn a_port_that_is_not_used_is_taken_back() {
     let range = ports(150, 2);
     let world = World::new(&[

@@ -154,6 +154,29 @@ pub struct DialectConfig {
     pub simple_public: Vec<(SocketIndex, Addr)>,
     /// How noray is served.
     pub noray: NorayConfig,
+    /// How long sessions last.
+    pub times: DialectTimes,
+}
+
+/// How long sessions of dialects last: what the games expect, unless a test has no time for it.
+#[derive(Clone, Copy, Debug)]
+pub struct DialectTimes {
+    /// A session of rabid that is older ends at the next whole multiple of the next value, in milliseconds.
+    pub rabid_session_ms: u64,
+    /// Between two looks for such sessions, in milliseconds.
+    pub rabid_sweep_ms: u64,
+    /// A session of simple that its host has not shown for so long ends, in milliseconds.
+    pub simple_session_ms: u64,
+}
+
+impl Default for DialectTimes {
+    fn default() -> Self {
+        Self {
+            rabid_session_ms: 15 * 60_000,
+            rabid_sweep_ms: 300_000,
+            simple_session_ms: 20 * 60_000,
+        }
+    }
 }
 
 impl Default for DialectConfig {
@@ -167,6 +190,7 @@ impl Default for DialectConfig {
             pairs_max: 2048,
             simple_public: Vec::new(),
             noray: NorayConfig::default(),
+            times: DialectTimes::default(),
         }
     }
 }
@@ -268,8 +292,13 @@ impl Dialects {
             }
         };
         Self {
-            rabid: Rabid::new(room(Dialect::Rabid), &hasher),
-            simple: Simple::new(room(Dialect::Simple), &config.simple_public, &hasher),
+            rabid: Rabid::new(room(Dialect::Rabid), config.times, &hasher),
+            simple: Simple::new(
+                room(Dialect::Simple),
+                &config.simple_public,
+                config.times.simple_session_ms,
+                &hasher,
+            ),
             godot_p2p: GodotP2p::new(room(Dialect::GodotP2p), &hasher),
             noray: Noray::new(config.noray.clone(), control, room(Dialect::Noray), &hasher),
             house: House::new(config, hasher),

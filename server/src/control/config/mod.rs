@@ -31,7 +31,7 @@ pub use layers::{Origin, Setting, Settings};
 pub use noray::NorayOptions;
 pub use options::{OPTIONS, OptionSpec, Preset};
 
-use waypost_proto::dialect::RelayMode;
+use waypost_proto::dialect::{DialectTimes, RelayMode};
 use waypost_proto::turn::peer_policy::Cidr;
 
 use super::secret::Secret;
@@ -166,6 +166,8 @@ pub struct Config {
     pub dialect_sessions_per_source: u32,
     /// Bytes per second that one source prefix may draw from dialects; 0 is no limit.
     pub dialect_bytes_per_sec: u32,
+    /// How long sessions of dialects last; not an option.
+    pub dialect_times: DialectTimes,
     /// Whether sessions need no credentials.
     pub open_rendezvous: bool,
     /// Secrets that sign `expiry:user` credentials, at most two.
@@ -272,6 +274,7 @@ impl Config {
             dialect_pairs_max: read.number("max-dialect-pairs", 1..=1 << 14)?,
             dialect_sessions_per_source: read.number("dialect-sessions-per-source", 0..=1 << 20)?,
             dialect_bytes_per_sec: read.number("dialect-bytes-per-sec", 0..=u32::MAX)?,
+            dialect_times: DialectTimes::default(),
             open_rendezvous: read.truth("open-rendezvous")?,
             auth_secrets: read.secrets("auth-secret", "auth-secret-file")?,
             secret_file_chosen: chosen("secret-file") || chosen("state-dir"),
