@@ -51,7 +51,7 @@ impl ReplyBudget {
         self
     }
 
-    /// Answers `request`, if the host it goes to may still draw something. Loopback sources cannot be forged from outside
+    /// Answers `request`, with FINGERPRINT if it has one, if the host it goes to may still draw something. Loopback sources cannot be forged from outside
     /// and have no budget. Whoever is beyond its budget costs no more than finding that out.
     #[inline]
     pub fn answer(
@@ -67,7 +67,11 @@ impl ReplyBudget {
         let start = out.bytes.len();
         let mut writer = MessageWriter::answer(&mut out.bytes, request, class);
         fill(&mut writer);
-        writer.software(self.software).finish();
+        writer.software(self.software);
+        if request.has_fingerprint() {
+            writer.fingerprint();
+        }
+        writer.finish();
         self.spend(now, place, out.bytes.len() - start);
         out.transmit(way.egress, way.to, start);
         Ok(())

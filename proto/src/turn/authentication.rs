@@ -62,6 +62,7 @@ impl TurnService {
                 method: message.method(),
                 integrity: authenticated.integrity,
                 key: authenticated.key,
+                has_fingerprint: message.has_fingerprint(),
             },
         };
         let mut unknown = std::mem::take(&mut self.unknown);

@@ -210,6 +210,8 @@ struct Reply {
     method: u16,
     integrity: Integrity,
     key: LongTermKey,
+    /// Whether it carries FINGERPRINT, as the request did.
+    has_fingerprint: bool,
 }
 
 impl std::fmt::Debug for Reply {
@@ -227,8 +229,11 @@ impl Reply {
         fill(&mut writer);
         writer
             .software(software)
-            .integrity(self.integrity, self.key.as_bytes())
-            .finish();
+            .integrity(self.integrity, self.key.as_bytes());
+        if self.has_fingerprint {
+            writer.fingerprint();
+        }
+        writer.finish();
         out.transmit(self.socket, self.to, start);
     }
 

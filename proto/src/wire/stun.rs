@@ -251,6 +251,15 @@ impl<'a> Message<'a> {
             .map(|attribute| attribute.value)
     }
 
+    /// Whether it ends with FINGERPRINT, which is right then.
+    #[must_use]
+    pub fn has_fingerprint(&self) -> bool {
+        const HEAD: [u8; 4] = [0x80, 0x28, 0, 4];
+        // Most have none, and those show it here.
+        let (before, tail) = self.bytes.split_at(self.bytes.len() - 8);
+        before.len() >= HEADER_LEN && tail[..4] == HEAD && self.find(attr::FINGERPRINT).is_some()
+    }
+
     /// The first XOR-encoded address of this type.
     #[must_use]
     pub fn find_xor_addr(&self, kind: u16) -> Option<Addr> {

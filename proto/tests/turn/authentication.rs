@@ -361,3 +361,41 @@ fn software_is_named_where_it_is_wanted() {
         }
     }
 }
+
+// RFC 8489 section 7: who marks its messages gets marked answers; behind the integrity, which does not cover it.
+#[test]
+fn a_fingerprint_is_answered_with_one() {
+    let mut server = Server::new();
+    let mut client = Client::ann(AT);
+    client.learn_nonce(&mut server);
+    // The second Allocate of a five-tuple is 437.
+    for (method, is_marked, code) in [
+        (method::ALLOCATE, true, 0),
+        (method::ALLOCATE, false, 437),
+        (method::ALLOCATE, true, 437),
+        (method::CHANNEL_BIND, false, 400),
+        (method::CHANNEL_BIND, true, 400),
+    ] {
+        let mut request = client.signed(method, &|w| {
+            w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+        });
+        if is_marked {
+            let mut writer = MessageWriter::resume(&mut request, 0);
+            writer.fingerprint().finish();
+        }
+        let answer = client.ask(&mut server, &request);
+        assert_eq!(answer.code(), code);
+        let message = answer.message();
+        assert_eq!(message.has_fingerprint(), is_marked);
+        assert!(message.verify_integrity(client.integrity(), client.key().as_bytes()));
+    }
+    let unsigned = client.unsigned(method::ALLOCATE, &|w| {
+        w.fingerprint();
+    });
+    assert!(
+        client
+            .ask(&mut server, &unsigned)
+            .message()
+            .has_fingerprint()
+    );
+}
