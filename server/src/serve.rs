@@ -27,7 +27,8 @@ use crate::control::config::{Config, ConfigError, Host, Invocation, IoChoice, So
 use crate::control::counters;
 use crate::control::metrics::{Metrics, ShardPublisher};
 use crate::control::secret::{self, Secret};
-use crate::control::thread::{Control, bind_admin, bind_noray_http};
+use crate::control::successor::Successor;
+use crate::control::thread::{Control, Ending, bind_admin, bind_noray_http};
 use crate::control::{doctor, logging, signals};
 use crate::mailbox::{Mailbox, Post};
 use crate::mmsg::Mmsg;
@@ -559,8 +560,10 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
     }
     announce(&lines, server.main_addr());
     let turn_urls = relay::turn_urls(&config, &lines);
+    let successor = Successor::of(&sources.arguments);
     let control = Control {
         config,
+        successor: successor.clone(),
         sources,
         metrics: Arc::clone(server.metrics()),
         rendezvous: server.rendezvous(),
@@ -574,6 +577,10 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
     let ended = control.start().map(JoinHandle::join);
     server.stop();
     match ended {
+        Ok(Ok(Ending::HandOver)) => Err(ConfigError::new(
+            format!("the new binary cannot be started: {}", successor.replace()),
+            "put the binary back and start the server again",
+        )),
         Ok(_) => Ok(()),
         Err(error) => Err(ConfigError::new(
             format!("the control thread cannot be started: {error}"),

@@ -16,5 +16,6 @@ pub mod noray_metrics;
 mod process_metrics;
 pub mod secret;
 pub mod signals;
+pub mod successor;
 mod systemd;
 pub mod thread;
