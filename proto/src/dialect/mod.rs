@@ -185,7 +185,7 @@ impl Default for DialectConfig {
             sessions_max: 65_536,
             players_max: 262_144,
             sessions_per_source: 64,
-            bytes_per_sec: 4000,
+            bytes_per_sec: 8000,
             relay: RelayMode::Off,
             pairs_max: 2048,
             simple_public: Vec::new(),

@@ -414,7 +414,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         "BYTES",
         "Bytes per second of lists and addresses that dialects answer to one IPv4 address; 0 is no limit",
     )
-    .preset("4000"),
+    .preset("8000"),
     OptionSpec::new(
         "open-rendezvous",
         "BOOL",
