@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 use self::binding::BindingService;
 use crate::addr::{Addr, ClientAddr};
-use crate::dialect::{Dialect, DialectConfig, Dialects};
+use crate::dialect::{Dialect, DialectConfig, Dialects, count_small_of_noray};
 use crate::forwarding::hairpin::HairpinPlan;
 use crate::forwarding::{
     Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, NotRelayed, Service,
@@ -316,7 +316,10 @@ impl Shard {
             let forwarded = match table.forward_from_peer(now, socket, source.0, len) {
                 Err(NotForwarded::NoRoute) => {
                     match table.forward_between_players(now, socket, source.0, len) {
-                        Ok(forward) => Ok(forward),
+                        Ok(forward) => {
+                            count_small_of_noray(&mut self.counters, len);
+                            Ok(forward)
+                        }
                         Err(NotRelayed::NoPort) => {
                             table.forward_between_ports(now, socket, source.0, len)
                         }
@@ -372,10 +375,7 @@ impl Shard {
                 let (packets, bytes) = match forward.service {
                     Service::Session => (Counter::RelayedPackets, Counter::RelayedBytes),
                     Service::Turn | Service::Hairpin => (Counter::TurnPackets, Counter::TurnBytes),
-                    Service::Dialect(dialect) => {
-                        dialect.count_small(&mut self.counters, forward.payload_len);
-                        dialect.relayed()
-                    }
+                    Service::Dialect(dialect) => dialect.relayed(),
                 };
                 if forward.service == Service::Hairpin {
                     self.counters.count(Counter::HairpinPackets);

@@ -521,6 +521,7 @@ fn what_is_counted_is_counted_by_dialect() {
         ("waypost_noray_relays", 2),
         ("waypost_relayed_packets_total{proto=\"noray\"}", 1),
         ("waypost_relayed_bytes_total{proto=\"noray\"}", 4),
+        ("waypost_noray_small_packets_total{bytes=\"5\"}", 1),
         ("waypost_noray_registrations_total{outcome=\"success\"}", 2),
         ("waypost_noray_commands_total{command=\"connect-relay\"}", 1),
     ];

@@ -117,20 +117,20 @@ impl Dialect {
         let tallies = self.tallies();
         (tallies.packets, tallies.bytes)
     }
+}
 
-    /// Counts a small datagram of noray's players by its size, for the histogram that its own metrics have: its lowest bounds
-    /// are 10 bytes and less, and everything else is beyond the highest.
-    #[inline]
-    pub(crate) fn count_small(self, counters: &mut Counters, len: usize) {
-        if len <= 10 && self == Self::Noray {
-            counters.count(match len {
-                0 => Counter::NoraySmall0,
-                1 => Counter::NoraySmall1,
-                2 => Counter::NoraySmall2,
-                3..=5 => Counter::NoraySmall5,
-                _ => Counter::NoraySmall10,
-            });
-        }
+/// Counts a small datagram of noray's players by its size, for the histogram that its own metrics have: its lowest bounds are 10
+/// bytes and less, and everything else is beyond the highest.
+#[inline]
+pub(crate) fn count_small_of_noray(counters: &mut Counters, len: usize) {
+    if len <= 10 {
+        counters.count(match len {
+            0 => Counter::NoraySmall0,
+            1 => Counter::NoraySmall1,
+            2 => Counter::NoraySmall2,
+            3..=5 => Counter::NoraySmall5,
+            _ => Counter::NoraySmall10,
+        });
     }
 }
 

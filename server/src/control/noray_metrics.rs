@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::{Router, extract::State, http::header, response::IntoResponse, routing::get};
+use waypost_proto::stats::Counter;
 
 use super::histogram::BOUNDS_SECS;
 use super::metrics::Metrics;
@@ -46,14 +47,20 @@ impl Timed {
         Self::Echo,
     ];
 
-    const fn name(self) -> &'static str {
+    /// What counts it.
+    pub const fn counter(self) -> Counter {
         match self {
-            Self::Register => "register-host",
-            Self::Connect => "connect",
-            Self::ConnectRelay => "connect-relay",
-            Self::Echo => "echo",
-            Self::Packet => "packet",
+            Self::Register => Counter::NorayRegisters,
+            Self::Connect => Counter::NorayConnects,
+            Self::ConnectRelay => Counter::NorayRelayConnects,
+            Self::Echo => Counter::NorayEchoes,
+            Self::Packet => Counter::NorayPackets,
         }
+    }
+
+    /// A command as clients write it, which is the label of its counter.
+    fn command(self) -> &'static str {
+        Counter::ALL[self.counter() as usize].labels[0].1
     }
 }
 
@@ -127,7 +134,7 @@ pub(super) fn render(metrics: &Metrics, form: Form) -> String {
     }
     let name = "noray_command_exception";
     head(&mut text, name, "counter", "Number of failed commands");
-    for command in Timed::COMMANDS.map(Timed::name) {
+    for command in Timed::COMMANDS.map(Timed::command) {
         let count = value(&format!(
             "waypost_noray_failures_total{{command=\"{command}\"}}"
         ));
@@ -137,7 +144,7 @@ pub(super) fn render(metrics: &Metrics, form: Form) -> String {
     head(&mut text, name, "histogram", "Duration of each command");
     for command in Timed::COMMANDS {
         let (at_most, sum) = metrics.noray_times(command).read();
-        let label = format!("command=\"{}\"", command.name());
+        let label = format!("command=\"{}\"", command.command());
         show_histogram(&mut text, name, &label, at_most, sum);
     }
     let name = "noray_relay_duration";
@@ -227,7 +234,6 @@ mod tests {
 
     use super::*;
     use crate::control::counters::{PROTOCOL_COUNTERS, TABLES};
-    use waypost_proto::stats::Counter;
 
     #[test]
     fn every_series_exists_and_is_shown() {

@@ -1,5 +1,6 @@
-//! How long commands and packets of noray take, for noray's own metrics. The clock is read at most twice in a turn, and only in turns in
-//! which there were some: each of them is taken to have lasted as long as all of its kind in that turn on average.
+//! How long commands and packets of noray take, for noray's own metrics. The clock is read once more in a turn of the shard that serves
+//! noray, and once more for each kind of which there were some: each of them is taken to have lasted as long as all of its kind in
+//! that turn on average.
 
 use std::time::Instant;
 
@@ -9,19 +10,11 @@ use waypost_proto::stats::Counter;
 use crate::control::metrics::ShardPublisher;
 use crate::control::noray_metrics::Timed;
 
-/// What commands are counted as, in the order of [`Timed::COMMANDS`].
-const COMMANDS: [Counter; 4] = [
-    Counter::NorayRegisters,
-    Counter::NorayConnects,
-    Counter::NorayRelayConnects,
-    Counter::NorayEchoes,
-];
-
 /// What was counted up to the last look.
 #[derive(Debug, Default)]
 pub struct NorayTimes {
     packets: u64,
-    commands: [u64; COMMANDS.len()],
+    commands: [u64; Timed::COMMANDS.len()],
     datagrams: u64,
 }
 
@@ -46,13 +39,13 @@ impl NorayTimes {
 
     /// All that came by streams in a turn has been dealt with since `began`.
     pub fn look_at_commands(&mut self, shard: &Shard, publisher: &ShardPublisher, began: Instant) {
-        let commands = COMMANDS.map(|counter| shard.counted(counter));
+        let commands = Timed::COMMANDS.map(|command| shard.counted(command.counter()));
         if commands == self.commands {
             return;
         }
         let took = began.elapsed();
         let before = std::mem::replace(&mut self.commands, commands);
-        let new: [u64; COMMANDS.len()] = std::array::from_fn(|at| commands[at] - before[at]);
+        let new: [u64; Timed::COMMANDS.len()] = std::array::from_fn(|at| commands[at] - before[at]);
         let share = u32::try_from(new.iter().sum::<u64>()).unwrap_or(u32::MAX);
         for (timed, count) in Timed::COMMANDS.into_iter().zip(new) {
             if count > 0 {
