@@ -39,6 +39,8 @@ use crate::streams::{Staged, Streams, StreamsConfig};
 
 /// Room for 9,216 bytes and what stands before them, in an odd number of cache lines.
 const NORAY_SLOT_BYTES: u32 = 145 * 64;
+/// The exit code when something of our own fails; a service manager may start the server again (`EX_SOFTWARE` of sysexits).
+const DIED: i32 = 70;
 /// How long a shard may take to get ready.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -362,7 +364,7 @@ impl Birth {
         let _ = self.ready.send(Ok(()));
         if let Err(error) = event_loop.run() {
             tracing::error!(shard = self.index, %error, "a shard has died; the server ends");
-            std::process::exit(70);
+            std::process::exit(DIED);
         }
     }
 }
@@ -577,10 +579,11 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
     let ended = control.start().map(JoinHandle::join);
     server.stop();
     match ended {
-        Ok(Ok(Ending::HandOver)) => Err(ConfigError::new(
-            format!("the new binary cannot be started: {}", successor.replace()),
-            "put the binary back and start the server again",
-        )),
+        Ok(Ok(Ending::HandOver)) => {
+            let error = successor.replace();
+            tracing::error!(%error, "the new binary, which was sound before, cannot be started");
+            std::process::exit(DIED)
+        }
         Ok(_) => Ok(()),
         Err(error) => Err(ConfigError::new(
             format!("the control thread cannot be started: {error}"),
