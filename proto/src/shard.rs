@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 use self::binding::BindingService;
 use crate::addr::{Addr, ClientAddr};
-use crate::dialect::{Dialect, DialectConfig, Dialects};
+use crate::dialect::{Dialect, DialectConfig, Dialects, count_small_of_noray};
 use crate::forwarding::hairpin::HairpinPlan;
 use crate::forwarding::{
     Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, NotRelayed, Service,
@@ -58,6 +58,8 @@ pub enum SocketRole {
     Stream {
         /// The shard.
         shard: u16,
+        /// Whether its clients speak TLS.
+        is_tls: bool,
     },
     /// Another system's protocol, on the one shard that [`Dialect::shard`] says; the other shards have no such socket.
     Dialect(Dialect),
@@ -122,6 +124,11 @@ const fn may_compose(role: SocketRole) -> bool {
     matches!(role, SocketRole::Main)
 }
 
+/// Whether the clients of such a socket speak TLS.
+const fn speaks_tls(role: SocketRole) -> bool {
+    matches!(role, SocketRole::Stream { is_tls: true, .. })
+}
+
 /// How a Send indication begins (RFC 8656 section 17).
 const SEND_INDICATION: [u8; 2] = [0x00, 0x16];
 
@@ -144,6 +151,7 @@ pub struct Shard {
     binding: BindingService,
     lobby: Lobby,
     turn: TurnService,
+    software: Option<&'static str>,
     dialects: Dialects,
     wheel: TimerWheel<TimerKey>,
     rng: StdRng,
@@ -181,6 +189,7 @@ macro_rules! step {
             forwarding: &mut $shard.forwarding,
             nonces: &mut $shard.nonces,
             sealer: &$shard.sealer,
+            software: $shard.software,
             home: $shard.home,
             by_stream: $shard.by_stream,
         }
@@ -220,13 +229,15 @@ impl Shard {
             &config.discovery,
             config.sockets.len(),
             config.turn.unproven_bytes_per_sec,
+            config.turn.software,
             std::array::from_fn(|_| turn_rng.random()),
         );
+        let software = config.turn.software;
         let turn = TurnService::new(
             config.turn,
             config.index,
             config.count,
-            config.sockets.len(),
+            config.sockets.iter().copied().map(speaks_tls).collect(),
             std::array::from_fn(|_| turn_rng.random()),
             Seal::new(config.placement_seeds, config.index, config.count),
         );
@@ -259,6 +270,7 @@ impl Shard {
             binding,
             lobby,
             turn,
+            software,
             wheel: TimerWheel::new(now),
             rng,
             counters: Counters::default(),
@@ -277,6 +289,12 @@ impl Shard {
         self.counters
             .set(Counter::Allocations, self.turn.allocation_count());
         &self.counters
+    }
+
+    /// How often one thing was counted so far; of gauges as they were when all were last asked for.
+    #[must_use]
+    pub const fn counted(&self, counter: Counter) -> u64 {
+        self.counters.get(counter)
     }
 
     /// What is to be sent. The caller clears it when it has.
@@ -298,7 +316,10 @@ impl Shard {
             let forwarded = match table.forward_from_peer(now, socket, source.0, len) {
                 Err(NotForwarded::NoRoute) => {
                     match table.forward_between_players(now, socket, source.0, len) {
-                        Ok(forward) => Ok(forward),
+                        Ok(forward) => {
+                            count_small_of_noray(&mut self.counters, len);
+                            Ok(forward)
+                        }
                         Err(NotRelayed::NoPort) => {
                             table.forward_between_ports(now, socket, source.0, len)
                         }

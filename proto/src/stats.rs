@@ -90,6 +90,10 @@ const NORAY_FAILURES: Family = total(
     "waypost_noray_failures_total",
     "Commands of noray that failed, by command",
 );
+const NORAY_SMALL: Family = total(
+    "waypost_noray_small_packets_total",
+    "Datagrams of at most ten bytes relayed between players of noray, by size",
+);
 const NORAY_SHOWN: Family = total(
     "waypost_noray_registrations_total",
     "Datagrams to noray's registrar, by what came of them",
@@ -146,6 +150,16 @@ counters! {
     NorayPackets => RELAYED_PACKETS, ["proto" = "noray"];
     /// Payload bytes relayed between players of noray.
     NorayBytes => RELAYED_BYTES, ["proto" = "noray"];
+    /// Empty datagrams relayed between players of noray.
+    NoraySmall0 => NORAY_SMALL, ["bytes" = "0"];
+    /// Those of one byte.
+    NoraySmall1 => NORAY_SMALL, ["bytes" = "1"];
+    /// Those of two.
+    NoraySmall2 => NORAY_SMALL, ["bytes" = "2"];
+    /// Those of three to five.
+    NoraySmall5 => NORAY_SMALL, ["bytes" = "5"];
+    /// Those of six to ten.
+    NoraySmall10 => NORAY_SMALL, ["bytes" = "10"];
     /// Not STUN, not ChannelData, or malformed.
     DropParse => DROPPED, ["reason" = "parse"];
     /// ChannelData from an address that has no seat.

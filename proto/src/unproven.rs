@@ -22,6 +22,8 @@ pub(crate) struct ReplyBudget {
     hasher: RandomState,
     /// Bytes per second; 0 is no limit.
     bytes_per_sec: u32,
+    /// What answers say of this server, if anything.
+    software: Option<&'static str>,
     /// When what was drawn so far will have been earned, in milliseconds.
     earned_at: Box<[u64]>,
 }
@@ -38,11 +40,18 @@ impl ReplyBudget {
         Self {
             hasher,
             bytes_per_sec,
+            software: None,
             earned_at: vec![0; PLACES].into_boxed_slice(),
         }
     }
 
-    /// Answers `request`, if the host it goes to may still draw something. Loopback sources cannot be forged from outside
+    /// The same with SOFTWARE (RFC 8489 section 14.14) in every answer.
+    pub fn naming(mut self, software: Option<&'static str>) -> Self {
+        self.software = software;
+        self
+    }
+
+    /// Answers `request`, with FINGERPRINT if it has one, if the host it goes to may still draw something. Loopback sources cannot be forged from outside
     /// and have no budget. Whoever is beyond its budget costs no more than finding that out.
     #[inline]
     pub fn answer(
@@ -58,6 +67,10 @@ impl ReplyBudget {
         let start = out.bytes.len();
         let mut writer = MessageWriter::answer(&mut out.bytes, request, class);
         fill(&mut writer);
+        writer.software(self.software);
+        if request.has_fingerprint() {
+            writer.fingerprint();
+        }
         writer.finish();
         self.spend(now, place, out.bytes.len() - start);
         out.transmit(way.egress, way.to, start);

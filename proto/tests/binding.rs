@@ -55,6 +55,10 @@ type Answer = (SocketIndex, Addr, Vec<u8>);
 
 impl Server {
     fn new(has_alternate: bool, bytes_per_sec: u32) -> Self {
+        Self::naming(has_alternate, bytes_per_sec, None)
+    }
+
+    fn naming(has_alternate: bool, bytes_per_sec: u32, software: Option<&'static str>) -> Self {
         let groups = addrs().into_iter().zip([0u16, 4]).map(|(addrs, first)| {
             let sockets = [0, 1, 2, 3].map(|place| SocketIndex(first + place));
             DiscoveryGroup { sockets, addrs }
@@ -64,7 +68,10 @@ impl Server {
             count: 1,
             sockets: {
                 let mut sockets = [SocketRole::Main, SocketRole::Probe].repeat(4);
-                sockets.push(SocketRole::Stream { shard: 0 });
+                sockets.push(SocketRole::Stream {
+                    shard: 0,
+                    is_tls: false,
+                });
                 sockets
             },
             discovery: groups.filter(|_| has_alternate).collect(),
@@ -72,6 +79,7 @@ impl Server {
             dialects: DialectConfig::default(),
             turn: TurnConfig {
                 unproven_bytes_per_sec: bytes_per_sec,
+                software,
                 ..TurnConfig::default()
             },
             access: RendezvousAccess::Open,
@@ -207,13 +215,13 @@ fn unknown_attributes_are_listed() {
     }
     // What is optional, and what RFC 8489 has, changes nothing.
     let known = request(&|w| {
-        w.attribute(0x8022, b"a client")
+        w.attribute(attr::SOFTWARE, b"a client")
             .attribute(attr::USERNAME, b"ann")
             .fingerprint();
     });
     assert_eq!(
         kinds(&server.ask(0, CLIENT, &known).2),
-        [attr::XOR_MAPPED_ADDRESS]
+        [attr::XOR_MAPPED_ADDRESS, attr::FINGERPRINT]
     );
     assert_eq!(server.shard.counters().get(Counter::BindingErrors), 5);
 }
@@ -401,4 +409,51 @@ fn what_is_not_answered() {
         assert_eq!(server.send(0, CLIENT, &other), []);
     }
     assert_eq!(server.send(0, "198.41.9.9:0", &request(&|_| ())), []);
+}
+
+// RFC 8489 section 14.14.
+#[test]
+fn software_is_named_where_it_is_wanted() {
+    let mut server = Server::naming(false, 1000, Some("Waypost test"));
+    let (_, _, success) = server.ask(0, CLIENT, &request(&|_| ()));
+    let (_, _, error) = server.ask(0, CLIENT, &change(6));
+    for answer in [success, error] {
+        let message = Message::parse(&answer).expect("STUN");
+        assert_eq!(message.find(attr::SOFTWARE), Some(&b"Waypost test"[..]));
+    }
+}
+
+// RFC 8489 section 7: who marks its messages, to tell them from others on its socket, gets marked ones; 8 bytes for 8.
+#[test]
+fn a_fingerprint_is_answered_with_one() {
+    for has_alternate in [false, true] {
+        let mut server = Server::new(has_alternate, 1000);
+        let marked = |fill: &dyn Fn(&mut MessageWriter<'_>)| {
+            request(&|w| {
+                fill(w);
+                w.fingerprint();
+            })
+        };
+        for (socket, from, most) in [(0, CLIENT, 28), (5, CLIENT_V6, 46)] {
+            let asked = marked(&|_| ());
+            let (_, _, bytes) = server.ask(socket, from, &asked);
+            assert_eq!(kinds(&bytes).last(), Some(&attr::FINGERPRINT));
+            assert!(bytes.len() * 10 <= asked.len() * most, "{}", bytes.len());
+        }
+        let error = server.ask(
+            0,
+            CLIENT,
+            &marked(&|w| {
+                w.attribute(0x7fff, &[]);
+            }),
+        );
+        assert_eq!(code(&error), 420);
+        assert_eq!(kinds(&error.2).last(), Some(&attr::FINGERPRINT));
+        // The look of one within another attribute is none.
+        let looks = request(&|w| {
+            w.attribute(0x8ffe, &[0, 0, 0, 0, 0x80, 0x28, 0, 4, 1, 2, 3, 4]);
+        });
+        let (_, _, bytes) = server.ask(0, CLIENT, &looks);
+        assert!(!kinds(&bytes).contains(&attr::FINGERPRINT));
+    }
 }

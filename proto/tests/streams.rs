@@ -30,7 +30,10 @@ fn addr(port: u16) -> Addr {
 }
 
 fn shard(index: u16) -> Shard {
-    let stream = |shard| SocketRole::Stream { shard };
+    let stream = |shard| SocketRole::Stream {
+        shard,
+        is_tls: false,
+    };
     let ip = "198.41.0.4".parse().unwrap();
     let config = ShardConfig {
         index,

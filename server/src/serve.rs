@@ -27,17 +27,20 @@ use crate::control::config::{Config, ConfigError, Host, Invocation, IoChoice, So
 use crate::control::counters;
 use crate::control::metrics::{Metrics, ShardPublisher};
 use crate::control::secret::{self, Secret};
-use crate::control::thread::{Control, bind_admin, bind_noray_http};
+use crate::control::successor::Successor;
+use crate::control::thread::{Control, Ending, bind_admin, bind_noray_http};
 use crate::control::{doctor, logging, signals};
 use crate::mailbox::{Mailbox, Post};
 use crate::mmsg::Mmsg;
 use crate::packet_io::{IoConfig, SetupError, StreamIo};
 use crate::ring::{self, Ring};
-use crate::shard::{EventLoop, SocketMap};
+use crate::shard::{EventLoop, NorayTimes, SocketMap};
 use crate::streams::{Staged, Streams, StreamsConfig};
 
 /// Room for 9,216 bytes and what stands before them, in an odd number of cache lines.
 const NORAY_SLOT_BYTES: u32 = 145 * 64;
+/// The exit code when something of our own fails; a service manager may start the server again (`EX_SOFTWARE` of sysexits).
+const DIED: i32 = 70;
 /// How long a shard may take to get ready.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -141,6 +144,7 @@ impl Server {
                 publisher: server.metrics.publisher(index),
                 ready: ready_in.clone(),
                 epoch,
+                serves_noray: serves_noray(config, index),
             };
             let thread = std::thread::Builder::new()
                 .name(format!("shard-{index}"))
@@ -313,6 +317,7 @@ struct Birth {
     publisher: ShardPublisher,
     ready: Sender<Result<(), ConfigError>>,
     epoch: Instant,
+    serves_noray: bool,
 }
 
 impl Birth {
@@ -354,19 +359,25 @@ impl Birth {
             answers: self.answers,
             publisher: self.publisher,
             epoch: self.epoch,
+            noray_times: self.serves_noray.then(NorayTimes::default),
         };
         let _ = self.ready.send(Ok(()));
         if let Err(error) = event_loop.run() {
             tracing::error!(shard = self.index, %error, "a shard has died; the server ends");
-            std::process::exit(70);
+            std::process::exit(DIED);
         }
     }
+}
+
+/// Whether noray is served, and by this shard.
+fn serves_noray(config: &Config, shard: usize) -> bool {
+    config.noray.is_some() && Dialect::Noray.shard(config.shard_count) == shard
 }
 
 /// How large a datagram's slot is. Players of noray may send large ones, so its shard has larger slots for all that comes.
 /// The number of cache lines in one is odd, so that the beginnings of slots are spread over all sets of a cache.
 fn slot_bytes(config: &Config, shard: usize) -> u32 {
-    if config.noray.is_some() && Dialect::Noray.shard(config.shard_count) == shard {
+    if serves_noray(config, shard) {
         NORAY_SLOT_BYTES
     } else {
         IoConfig::default().slot_bytes
@@ -424,6 +435,7 @@ fn dialect_config(config: &Config, listeners: &Listeners) -> DialectConfig {
         relay: config.dialect_relay.clone(),
         pairs_max: config.dialect_pairs_max as usize,
         simple_public: listeners.simple_public(),
+        times: config.dialect_times,
         noray: config
             .noray
             .as_ref()
@@ -550,8 +562,10 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
     }
     announce(&lines, server.main_addr());
     let turn_urls = relay::turn_urls(&config, &lines);
+    let successor = Successor::of(&sources.arguments);
     let control = Control {
         config,
+        successor: successor.clone(),
         sources,
         metrics: Arc::clone(server.metrics()),
         rendezvous: server.rendezvous(),
@@ -565,6 +579,11 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
     let ended = control.start().map(JoinHandle::join);
     server.stop();
     match ended {
+        Ok(Ok(Ending::HandOver)) => {
+            let error = successor.replace();
+            tracing::error!(%error, "the new binary, which was sound before, cannot be started");
+            std::process::exit(DIED)
+        }
         Ok(_) => Ok(()),
         Err(error) => Err(ConfigError::new(
             format!("the control thread cannot be started: {error}"),

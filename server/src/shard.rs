@@ -22,9 +22,11 @@ use crate::packet_io::{
 };
 use crate::streams::{Staged, Streams, Urgency};
 
+mod noray_times;
 mod socket_map;
 mod stream_turn;
 
+pub use noray_times::NorayTimes;
 pub use socket_map::SocketMap;
 
 /// A shard shows that it lives at least this often.
@@ -58,6 +60,8 @@ pub struct EventLoop<P> {
     pub publisher: ShardPublisher,
     /// The instant that is `Millis(0)`.
     pub epoch: Instant,
+    /// How long noray's commands and packets take, on the shard that serves it.
+    pub noray_times: Option<NorayTimes>,
 }
 
 impl<P: StreamIo> EventLoop<P> {
@@ -88,10 +92,14 @@ impl<P: StreamIo> EventLoop<P> {
             while let Some(received) = self.io.next() {
                 self.handle(now, received);
             }
+            if let Some(times) = &mut self.noray_times {
+                let received = self.io.stats().datagrams_received;
+                times.look_at_packets(&self.shard, &self.publisher, received, woken);
+            }
             while let Some(error) = self.io.next_error() {
                 self.handle_error(now, error);
             }
-            self.handle_stream_events(now);
+            self.serve_streams(now);
             for _ in 0..MAIL_PER_TURN {
                 match mailbox.take() {
                     Some(Post::Mail(mail)) => self.shard.handle_mail(now, mail),
@@ -129,6 +137,15 @@ impl<P: StreamIo> EventLoop<P> {
                 self.publisher
                     .publish(STREAM_TABLE, &self.streams.counters().values());
             }
+        }
+    }
+
+    /// Deals with what came by streams, among it noray's commands.
+    fn serve_streams(&mut self, now: Millis) {
+        let began = self.noray_times.is_some().then(Instant::now);
+        self.handle_stream_events(now);
+        if let (Some(times), Some(began)) = (&mut self.noray_times, began) {
+            times.look_at_commands(&self.shard, &self.publisher, began);
         }
     }
 

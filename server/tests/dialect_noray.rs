@@ -363,6 +363,70 @@ fn beyond_a_limit_packets_are_dropped_and_nothing_else() {
 }
 
 #[test]
+fn all_players_together_have_a_limit() {
+    // 1 byte per second is 3,600 in an hour.
+    let world = World::new(&[
+        "--noray-relay-ports",
+        &text(&ports(350, 20)),
+        "--noray-relay-traffic-interval",
+        "1h",
+        "--noray-relay-max-global-traffic",
+        "1b",
+    ]);
+    let (ann, bob, of_ann, of_bob) = world.relayed();
+    bob.send_to(of_ann, &[1; 1000]);
+    ann.receives(&[1; 1000], of_bob);
+    ann.send_to(of_bob, &[2; 2000]);
+    bob.receives(&[2; 2000], of_ann);
+    // Both arrive by one port, in order: the first is dropped.
+    bob.send_to(of_ann, &[3; 601]);
+    ann.send_to(of_ann, &[4; 600]);
+    ann.receives(&[4; 600], of_ann);
+}
+
+#[test]
+fn a_port_carries_only_so_many_bytes_of_its_player() {
+    let world = World::new(&[
+        "--noray-relay-ports",
+        &text(&ports(370, 20)),
+        "--noray-relay-max-lifetime-traffic",
+        "5001",
+    ]);
+    let (ann, bob, of_ann, of_bob) = world.relayed();
+    for number in 0..5_u8 {
+        bob.send_to(of_ann, &[number; 1000]);
+        ann.receives(&[number; 1000], of_bob);
+    }
+    bob.send_to(of_ann, b"x");
+    ann.send_to(of_ann, b"the other's are his own");
+    ann.receives(b"the other's are his own", of_ann);
+}
+
+#[test]
+fn a_port_serves_its_player_for_so_long() {
+    let world = World::new(&[
+        "--noray-relay-ports",
+        &text(&ports(390, 20)),
+        "--noray-relay-max-lifetime-duration",
+        "300ms",
+    ]);
+    let (mut ann, bob, of_ann, _) = world.relayed();
+    let drops = || {
+        world
+            .server
+            .metrics()
+            .total("waypost_noray_relay_drops_total")
+    };
+    let started = std::time::Instant::now();
+    while drops() == 0 {
+        assert!(started.elapsed() < HANG);
+        bob.send_to(of_ann, b"x");
+        std::thread::yield_now();
+    }
+    ann.client.has_heard_nothing();
+}
+
+#[test]
 fn a_port_that_is_not_used_is_taken_back() {
     let range = ports(150, 2);
     let world = World::new(&[
@@ -457,6 +521,7 @@ fn what_is_counted_is_counted_by_dialect() {
         ("waypost_noray_relays", 2),
         ("waypost_relayed_packets_total{proto=\"noray\"}", 1),
         ("waypost_relayed_bytes_total{proto=\"noray\"}", 4),
+        ("waypost_noray_small_packets_total{bytes=\"5\"}", 1),
         ("waypost_noray_registrations_total{outcome=\"success\"}", 2),
         ("waypost_noray_commands_total{command=\"connect-relay\"}", 1),
     ];
@@ -671,6 +736,9 @@ mod program {
             "noray_command_duration_count{command=\"connect-relay\"} 1",
             "noray_command_exception{command=\"connect\"} 0",
             "noray_relay_duration_count 0",
+            "noray_command_duration_bucket{le=\"+Inf\",command=\"register-host\"} 1",
+            "noray_relay_duration_bucket{le=\"0.005\"} 0",
+            "# TYPE process_resident_memory_bytes gauge",
             "noray_relay_size_count 0",
             "noray_remote_registrar_success 1",
             "noray_remote_registrar_fail 0",
@@ -680,6 +748,11 @@ mod program {
         ] {
             assert!(text.contains(&format!("\n{name}\n")), "{name} in {text}");
         }
+        // Commands are timed: who reads a sum of 0 was told that nothing takes time.
+        let sum = "\nnoray_command_duration_sum{command=\"register-host\"} ";
+        let (_, sum) = text.split_once(sum).unwrap();
+        let sum: f64 = sum.lines().next().unwrap().parse().unwrap();
+        assert!(sum > 0.0, "{text}");
         let elsewhere = get(http, "/");
         assert!(elsewhere.starts_with("HTTP/1.1 404"), "{elsewhere}");
         assert!(elsewhere.ends_with("\r\n\r\n"), "its body is empty");

@@ -288,3 +288,21 @@ fn a_silent_player_is_removed_and_told_three_times() {
     }
     assert_eq!(text, "i:Ann");
 }
+
+#[test]
+fn an_old_session_ends_and_everybody_is_told_three_times() {
+    let listen = ["--rabid-listen", "127.0.0.1:0", "--shards", "2"];
+    let server = Server::start_adjusted(&listen, |config| {
+        config.dialect_times.rabid_session_ms = 2_000;
+        config.dialect_times.rabid_sweep_ms = 500;
+    });
+    let server = server.unwrap();
+    let at = server.dialect_addrs(Dialect::Rabid)[0];
+    let (ann, bob) = pair(&move || Game::new(at), 3);
+    for game in [&ann, &bob] {
+        for _ in 0..3 {
+            assert_eq!(game.receive(), "error:session_timeout");
+        }
+    }
+    assert_eq!(ann.ask("p:Room:Ann"), "error:session_non_existent");
+}

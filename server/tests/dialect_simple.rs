@@ -232,3 +232,28 @@ fn a_wildcard_needs_a_public_address() {
     let refused = Server::start_with(&["--simple-listen", "[::1]:0"]);
     assert!(refused.err().unwrap().to_string().contains("IPv4"));
 }
+
+#[test]
+fn a_session_ends_unless_its_host_is_heard() {
+    let listen = ["--simple-listen", "127.0.0.1:0", "--shards", "2"];
+    let server = Server::start_adjusted(&listen, |config| {
+        config.dialect_times.simple_session_ms = 2_000;
+    });
+    let server = server.unwrap();
+    let at = server.dialect_addrs(Dialect::Simple)[0];
+    let [ann, bob, cid, dan] = std::array::from_fn(|_| Game::new(at));
+    let (id, silent_id, strangers_id) = (host(&ann, "lan"), host(&bob, "lan"), host(&dan, "lan"));
+    // Each request stands behind the keepalives in the same queue.
+    while cid.ask(format!("JS::{silent_id}")).starts_with("JR:") {
+        ann.send(format!("KA:{id}"));
+        cid.send(format!("KA:{strangers_id}"));
+    }
+    ann.send(format!("KA:{id}"));
+    let joined = format!("JR:{}:{}:lan", key_of(&cid), key_of(&ann));
+    assert_eq!(cid.ask(format!("JS::{id}")), joined);
+    // Others than the host do not extend it, so it ends like the silent one's, which was there before.
+    while cid.ask(format!("JS::{strangers_id}")).starts_with("JR:") {
+        cid.send(format!("KA:{strangers_id}"));
+        ann.send(format!("KA:{id}"));
+    }
+}

@@ -41,19 +41,27 @@ impl Drop for Guarded {
     }
 }
 
-/// Starts it and returns the lines that it prints up to the hints, with the process.
-fn start(mut command: Command) -> (Guarded, Vec<String>) {
-    let mut child = Guarded(command.spawn().unwrap());
-    let output = BufReader::new(child.0.stdout.take().unwrap());
-    let lines = output.lines().map(Result::unwrap);
+/// The lines that a server prints at start.
+fn up_to_hints(output: &mut impl Iterator<Item = std::io::Result<String>>) -> Vec<String> {
     let mut hints = 0;
     let mut seen = Vec::new();
-    for line in lines {
+    for line in output.map(Result::unwrap) {
         hints += usize::from(line.starts_with("try: "));
         seen.push(line);
         if hints == 2 {
-            return (child, seen);
+            break;
         }
+    }
+    seen
+}
+
+/// Starts it and returns the lines that it prints up to the hints, with the process.
+fn start(mut command: Command) -> (Guarded, Vec<String>) {
+    let mut child = Guarded(command.spawn().unwrap());
+    let mut output = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    let seen = up_to_hints(&mut output);
+    if seen.last().is_some_and(|line| line.starts_with("try: ")) {
+        return (child, seen);
     }
     let mut error = String::new();
     child
@@ -388,4 +396,72 @@ fn certificate_and_key_are_held_against_each_other_and_reloaded() {
         assert!(std::time::Instant::now() < give_up, "the old certificate");
     }
     assert!(!trusts(&mine.client));
+}
+
+/// A directory that goes with the test.
+struct Place(std::path::PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let name = format!("waypost-{name}-{}", std::process::id());
+        let place = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&place).unwrap();
+        Self(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn it_hands_over_to_a_binary_that_can_be_used() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let place = Place::new("successor");
+    let binary = env!("CARGO_BIN_EXE_waypost-server");
+    // What lies at the path changes, as with a package that is upgraded.
+    let path = place.0.join("waypost-server");
+    let install = |script: &str| {
+        let fresh = place.0.join("fresh");
+        std::fs::write(&fresh, script).unwrap();
+        std::fs::set_permissions(&fresh, PermissionsExt::from_mode(0o755)).unwrap();
+        std::fs::rename(&fresh, &path).unwrap();
+    };
+    symlink(binary, &path).unwrap();
+    let pattern = server(&["--log-format", "json"]);
+    let mut command = Command::new(&path);
+    command
+        .env_clear()
+        .args(pattern.get_args())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut process = Guarded(command.spawn().unwrap());
+    let mut output = BufReader::new(process.0.stdout.take().unwrap()).lines();
+    let mut log = BufReader::new(process.0.stderr.take().unwrap()).lines();
+    let pid = rustix::process::Pid::from_child(&process.0);
+    let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
+    let first = up_to_hints(&mut output);
+    ask_binding(&address(&first, "udp"));
+
+    install("#!/bin/sh\necho it is broken >&2\nexit 1\n");
+    signal(rustix::process::Signal::USR2);
+    let refused = log.find(|line| line.as_ref().unwrap().contains("no handing over"));
+    let refused = refused.unwrap().unwrap();
+    assert!(refused.contains("it is broken"), "{refused}");
+    ask_binding(&address(&first, "udp"));
+
+    install(&format!(
+        "#!/bin/sh\necho the new one\nexec {binary} \"$@\"\n"
+    ));
+    signal(rustix::process::Signal::USR2);
+    let second = up_to_hints(&mut output);
+    assert_eq!(second[0], "the new one");
+    ask_binding(&address(&second, "udp"));
+    // It is the same process, and does what it is told.
+    signal(rustix::process::Signal::TERM);
+    assert_eq!(process.0.wait().unwrap().code(), Some(0));
 }

@@ -1,13 +1,22 @@
 //! STUN against the running server from outside: Debian's `turnutils_natdiscovery` and `turnutils_stunclient`, where they are
-//! installed.
+//! installed; and a request written by hand.
 
 #![allow(clippy::unwrap_used)]
 
+use std::net::UdpSocket;
 use std::process::Command;
+use std::time::Duration;
 
+use waypost_proto::wire::stun::{Class, Message, MessageWriter, TransactionId, attr, method};
 use waypost_server::serve::Server;
 
 const BACKENDS: [&str; 2] = ["uring", "mmsg"];
+
+/// Continuous integration has the programs and says so.
+fn may_be_skipped() {
+    let required = std::env::var_os("WAYPOST_COTURN_REQUIRED");
+    assert!(required.is_none(), "this test must not be skipped here");
+}
 
 /// Runs one of the package's programs against the server; what it says. None if it is not installed.
 fn run(program: &str, arguments: &[&str], server: &Server) -> Option<String> {
@@ -17,6 +26,7 @@ fn run(program: &str, arguments: &[&str], server: &Server) -> Option<String> {
     command.args(["-p", &at.port().to_string(), &at.ip().to_string()]);
     let output = command.output().unwrap();
     if output.status.code() == Some(127) {
+        may_be_skipped();
         eprintln!("skipped: {program} (Debian package coturn) is not installed");
         return None;
     }
@@ -80,5 +90,34 @@ fn debians_client_is_content_with_one_address() {
         };
         assert!(said.contains("UDP reflexive addr: 127.0.0.1:"), "{said}");
         assert!(!said.contains("Other addr"), "{said}");
+    }
+}
+
+#[test]
+fn software_is_named_where_it_is_wanted() {
+    for io in BACKENDS {
+        for (more, named) in [
+            (&[][..], None),
+            (
+                &["--software", "true"],
+                Some(concat!("Waypost ", env!("CARGO_PKG_VERSION"))),
+            ),
+        ] {
+            let server = server(io, more);
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket
+                .set_read_timeout(Some(Duration::from_secs(20)))
+                .unwrap();
+            socket.connect(server.main_addr()).unwrap();
+            let mut request = Vec::new();
+            let id = TransactionId(*b"twelve bytes");
+            MessageWriter::new(&mut request, method::BINDING, Class::Request, id).finish();
+            socket.send(&request).unwrap();
+            let mut buffer = [0; 512];
+            let len = socket.recv(&mut buffer).unwrap();
+            let answer = Message::parse(&buffer[..len]).unwrap();
+            let software = answer.find(attr::SOFTWARE);
+            assert_eq!(software, named.map(str::as_bytes));
+        }
     }
 }

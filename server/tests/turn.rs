@@ -87,6 +87,16 @@ impl Client {
 
     /// Sends a request; returns the success response.
     fn request(&mut self, method: u16, fill: &dyn Fn(&mut MessageWriter<'_>)) -> Vec<u8> {
+        self.try_request(method, fill)
+            .unwrap_or_else(|code| panic!("error {code}"))
+    }
+
+    /// Sends a request; returns the success response, or the code of the error.
+    fn try_request(
+        &mut self,
+        method: u16,
+        fill: &dyn Fn(&mut MessageWriter<'_>),
+    ) -> Result<Vec<u8>, u16> {
         let key = LongTermKey::md5("ann", REALM, "ann's own password");
         loop {
             self.next_id += 1;
@@ -112,10 +122,10 @@ impl Client {
             }
             match answer.error_code() {
                 Some(401) => self.nonce = answer.find(attr::NONCE).unwrap().to_vec(),
-                Some(code) => panic!("error {code}"),
+                Some(code) => return Err(code),
                 None => {
                     assert!(answer.verify_integrity(Integrity::Sha1, key.as_bytes()));
-                    return bytes;
+                    return Ok(bytes);
                 }
             }
         }
@@ -232,6 +242,66 @@ fn a_conversation_over_ipv4() {
 fn a_conversation_over_ipv6() {
     for io in BACKENDS {
         conversation(io, "[::1]:0");
+    }
+}
+
+// RFC 8656 section 7.2: what one user or source may not have any more is 486, what the server has no room for 508.
+#[test]
+fn quotas_are_options() {
+    let allocates = |server: &Server, wanted: &[Result<(), u16>]| {
+        let mut clients = Vec::new();
+        for (place, wanted) in wanted.iter().enumerate() {
+            let mut client = Client::new(server.main_addr());
+            let got = client.try_request(method::ALLOCATE, &|w| {
+                w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+            });
+            assert_eq!(got.map(|_| ()), *wanted, "client {place}");
+            clients.push(client);
+        }
+        clients
+    };
+    for io in BACKENDS {
+        let options = [
+            "--io",
+            io,
+            "--listen",
+            "127.0.0.1:0",
+            "--user",
+            "ann:ann's own password",
+        ];
+        // Quotas hold over all shards, room is divided.
+        for (quota, shards, wanted) in [
+            ("--allocations-per-user", "2", Err(486)),
+            ("--allocations-per-source", "2", Err(486)),
+            ("--max-allocations", "1", Err(508)),
+        ] {
+            let of_this = [quota, "2", "--shards", shards];
+            let server = Server::start_with(&[&options[..], &of_this].concat()).unwrap();
+            allocates(&server, &[Ok(()), Ok(()), wanted, wanted, wanted, wanted]);
+        }
+        let of_one = [
+            "--permissions-per-allocation",
+            "2",
+            "--channels-per-allocation",
+            "1",
+        ];
+        let server = Server::start_with(&[&options[..], &of_one].concat()).unwrap();
+        let mut client = allocates(&server, &[Ok(())]).remove(0);
+        let peers = [1, 2, 3].map(|last| Addr::new(SocketAddr::from(([8, 8, 8, last], 9))));
+        client.permit(peers[0]);
+        client.bind(peers[1]);
+        let beyond = client.try_request(method::CREATE_PERMISSION, &|w| {
+            w.xor_addr(attr::XOR_PEER_ADDRESS, peers[2]);
+        });
+        assert_eq!(beyond, Err(508));
+        let beyond = client.try_request(method::CHANNEL_BIND, &|w| {
+            w.attribute(attr::CHANNEL_NUMBER, &[0x40, 0x0b, 0, 0])
+                .xor_addr(attr::XOR_PEER_ADDRESS, peers[0]);
+        });
+        assert_eq!(beyond, Err(508));
+        // What is there is refreshed.
+        client.permit(peers[0]);
+        client.bind(peers[1]);
     }
 }
 
@@ -473,6 +543,8 @@ fn debians_client_passes_without_loss() {
         .output()
         .is_err()
     {
+        let required = std::env::var_os("WAYPOST_COTURN_REQUIRED");
+        assert!(required.is_none(), "this test must not be skipped here");
         eprintln!("skipped: turnutils_uclient (Debian package coturn) is not installed");
         return;
     }

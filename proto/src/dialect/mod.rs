@@ -119,6 +119,21 @@ impl Dialect {
     }
 }
 
+/// Counts a small datagram of noray's players by its size, for the histogram that its own metrics have: its lowest bounds are 10
+/// bytes and less, and everything else is beyond the highest.
+#[inline]
+pub(crate) fn count_small_of_noray(counters: &mut Counters, len: usize) {
+    if len <= 10 {
+        counters.count(match len {
+            0 => Counter::NoraySmall0,
+            1 => Counter::NoraySmall1,
+            2 => Counter::NoraySmall2,
+            3..=5 => Counter::NoraySmall5,
+            _ => Counter::NoraySmall10,
+        });
+    }
+}
+
 /// Limits of all dialects of a shard together.
 #[derive(Clone, Debug)]
 pub struct DialectConfig {
@@ -139,6 +154,29 @@ pub struct DialectConfig {
     pub simple_public: Vec<(SocketIndex, Addr)>,
     /// How noray is served.
     pub noray: NorayConfig,
+    /// How long sessions last.
+    pub times: DialectTimes,
+}
+
+/// How long sessions of dialects last: what the games expect, unless a test has no time for it.
+#[derive(Clone, Copy, Debug)]
+pub struct DialectTimes {
+    /// A session of rabid that is older ends at the next whole multiple of the next value, in milliseconds.
+    pub rabid_session_ms: u64,
+    /// Between two looks for such sessions, in milliseconds.
+    pub rabid_sweep_ms: u64,
+    /// A session of simple that its host has not shown for so long ends, in milliseconds.
+    pub simple_session_ms: u64,
+}
+
+impl Default for DialectTimes {
+    fn default() -> Self {
+        Self {
+            rabid_session_ms: 15 * 60_000,
+            rabid_sweep_ms: 300_000,
+            simple_session_ms: 20 * 60_000,
+        }
+    }
 }
 
 impl Default for DialectConfig {
@@ -147,11 +185,12 @@ impl Default for DialectConfig {
             sessions_max: 65_536,
             players_max: 262_144,
             sessions_per_source: 64,
-            bytes_per_sec: 4000,
+            bytes_per_sec: 8000,
             relay: RelayMode::Off,
             pairs_max: 2048,
             simple_public: Vec::new(),
             noray: NorayConfig::default(),
+            times: DialectTimes::default(),
         }
     }
 }
@@ -253,8 +292,13 @@ impl Dialects {
             }
         };
         Self {
-            rabid: Rabid::new(room(Dialect::Rabid), &hasher),
-            simple: Simple::new(room(Dialect::Simple), &config.simple_public, &hasher),
+            rabid: Rabid::new(room(Dialect::Rabid), config.times, &hasher),
+            simple: Simple::new(
+                room(Dialect::Simple),
+                &config.simple_public,
+                config.times.simple_session_ms,
+                &hasher,
+            ),
             godot_p2p: GodotP2p::new(room(Dialect::GodotP2p), &hasher),
             noray: Noray::new(config.noray.clone(), control, room(Dialect::Noray), &hasher),
             house: House::new(config, hasher),

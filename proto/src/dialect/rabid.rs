@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq;
 
 use super::house::House;
 use super::relay::Shown;
-use super::{Asked, Desk, Dialect, DialectTimer, Seen};
+use super::{Asked, Desk, Dialect, DialectTimer, DialectTimes, Seen};
 use crate::addr::Addr;
 use crate::lobby::Slab;
 use crate::stats::Counter;
@@ -23,9 +23,6 @@ use crate::wire::rabid::{ErrorWord, NotRequest, Request, Word, write_list, write
 const SWEEP_MS: u64 = 8_000;
 /// A player who was silent for longer is removed at the next look.
 const SILENCE_MS: u64 = 5_000;
-/// A session that is older is removed at the next whole multiple of [`EXPIRY_SWEEP_MS`].
-const SESSION_MS: u64 = 15 * 60_000;
-const EXPIRY_SWEEP_MS: u64 = 300_000;
 /// Between two messages with the addresses, and how many there are.
 const START_MS: u64 = 100;
 const STARTS: u8 = 8;
@@ -85,6 +82,7 @@ struct Farewell {
 
 /// All sessions.
 pub(super) struct Rabid {
+    times: DialectTimes,
     sessions: Slab<Session>,
     by_name: HashMap<Word, u32, RandomState>,
     /// In the order in which they are due.
@@ -98,8 +96,9 @@ pub(super) struct Rabid {
 type Outcome = Result<(), ErrorWord>;
 
 impl Rabid {
-    pub fn new(sessions_max: usize, hasher: &RandomState) -> Self {
+    pub fn new(sessions_max: usize, times: DialectTimes, hasher: &RandomState) -> Self {
         Self {
+            times,
             sessions: Slab::new(sessions_max),
             by_name: HashMap::with_hasher(hasher.clone()),
             farewells: VecDeque::new(),
@@ -219,8 +218,13 @@ impl Rabid {
         let index = self.sessions.insert(session).expect("there was room");
         self.by_name.insert(name, index);
         desk.set_timer(SWEEP_MS, DialectTimer::RabidSweep(index, uid));
-        let expires = (desk.now.0 + SESSION_MS) / EXPIRY_SWEEP_MS * EXPIRY_SWEEP_MS;
-        let after = expires + EXPIRY_SWEEP_MS - desk.now.0;
+        let DialectTimes {
+            rabid_session_ms,
+            rabid_sweep_ms,
+            ..
+        } = self.times;
+        let expires = (desk.now.0 + rabid_session_ms) / rabid_sweep_ms * rabid_sweep_ms;
+        let after = expires + rabid_sweep_ms - desk.now.0;
         desk.set_timer(after, DialectTimer::RabidExpiry(index, uid));
         self.answer_list(house, desk, asked, index);
         Ok(Ok(()))

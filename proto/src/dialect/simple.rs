@@ -18,9 +18,6 @@ use crate::stats::Counter;
 use crate::time::Millis;
 use crate::wire::simple::{KEY_LEN, Request, SessionId, key, write};
 
-/// A session that its host has not shown for so long ends.
-const SESSION_MS: u64 = 20 * 60_000;
-
 /// Whom a session is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Partner {
@@ -79,6 +76,8 @@ impl Server {
 
 /// All sessions.
 pub(super) struct Simple {
+    /// A session that its host has not shown for so long ends.
+    session_ms: u64,
     servers: HashMap<SocketIndex, Server, RandomState>,
     sessions: Slab<Session>,
     by_id: HashMap<SessionId, u32, RandomState>,
@@ -92,7 +91,12 @@ pub(super) struct Simple {
 
 impl Simple {
     /// Listeners with the addresses that their ids name.
-    pub fn new(sessions_max: usize, public: &[(SocketIndex, Addr)], hasher: &RandomState) -> Self {
+    pub fn new(
+        sessions_max: usize,
+        public: &[(SocketIndex, Addr)],
+        session_ms: u64,
+        hasher: &RandomState,
+    ) -> Self {
         let mut servers = HashMap::with_hasher(hasher.clone());
         for &(socket, addr) in public {
             let key = key(addr).expect("the listeners of this dialect are IPv4");
@@ -101,6 +105,7 @@ impl Simple {
         }
         Self {
             servers,
+            session_ms,
             sessions: Slab::new(sessions_max),
             by_id: HashMap::with_hasher(hasher.clone()),
             by_host: HashMap::with_hasher(hasher.clone()),
@@ -217,7 +222,7 @@ impl Simple {
         let index = self.sessions.insert(session).expect("there was room");
         self.by_id.insert(id, index);
         self.by_host.insert(asked.seen(), index);
-        desk.set_timer(SESSION_MS, DialectTimer::SimpleExpiry(index, uid));
+        desk.set_timer(self.session_ms, DialectTimer::SimpleExpiry(index, uid));
         Ok(index)
     }
 
@@ -379,10 +384,13 @@ impl Simple {
             return;
         };
         let age = desk.now.since(session.shown);
-        if age >= SESSION_MS {
+        if age >= self.session_ms {
             self.remove(house, index);
         } else {
-            desk.set_timer(SESSION_MS - age, DialectTimer::SimpleExpiry(index, uid));
+            desk.set_timer(
+                self.session_ms - age,
+                DialectTimer::SimpleExpiry(index, uid),
+            );
         }
     }
 

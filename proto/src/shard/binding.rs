@@ -1,7 +1,7 @@
 //! Binding requests (RFC 8489 section 6.3.1), and the discovery of NAT behaviour (RFC 5780) where a server has two addresses.
 //!
 //! Nobody proves an address for this, so every answer draws on its receiver's budget of bytes and is small: 1.6 times the
-//! smallest request over IPv4 and 2.2 times over IPv6; with a second address 2.8 and 4.6 times. MAPPED-ADDRESS, which RFC 5780
+//! smallest request over IPv4 and 2.2 times over IPv6; with a second address 2.8 and 4.6 times (all without SOFTWARE). MAPPED-ADDRESS, which RFC 5780
 //! section 6.1 wants beside XOR-MAPPED-ADDRESS, is therefore left out for requests too short for it.
 
 use ahash::RandomState;
@@ -62,6 +62,7 @@ impl BindingService {
         groups: &[DiscoveryGroup],
         listeners: usize,
         bytes_per_sec: u32,
+        software: Option<&'static str>,
         seeds: [u64; 4],
     ) -> Self {
         let mut vantages = vec![None; listeners];
@@ -73,7 +74,7 @@ impl BindingService {
         let hasher = RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
         Self {
             vantages,
-            budget: ReplyBudget::new(hasher, bytes_per_sec),
+            budget: ReplyBudget::new(hasher, bytes_per_sec).naming(software),
             unknown: Vec::new(),
         }
     }

@@ -4,8 +4,9 @@ use std::ops::RangeInclusive;
 
 use subtle::ConstantTimeEq;
 
-use super::allocation::{Allocation, Family, Quotas, Relayed, Reserved, Waiting};
+use super::allocation::{Allocation, Family, Relayed, Reserved, Waiting};
 use super::port_pool::{Parity, PortPool};
+use super::quota::{OverQuota, Quotas};
 use super::reservation::REOPEN_TRIES;
 use super::{
     Outcome, Reject, RelayCommand, RelayIp, RelayRefusal, Reply, Request, Step, TurnService,
@@ -182,14 +183,12 @@ impl TurnService {
         }
         let quotas = Quotas {
             per_person: self.config.allocations_per_user,
-            per_prefix: self.config.allocations_per_prefix,
+            per_source: self.config.allocations_per_prefix,
         };
-        if !self
-            .allocations
-            .fits(quotas, request.person, request.source.0)
-        {
-            return Err(Reject(486));
-        }
+        let source = self.seal.source(request.source.0.source_prefix());
+        let share = quotas
+            .take(&self.config.shares, request.person, source)
+            .map_err(|OverQuota| Reject(486))?;
         let lender = wish.token.and_then(|token| self.seal.elsewhere(token));
         let reserved = match wish.token {
             Some(token) if lender.is_none() => {
@@ -202,8 +201,7 @@ impl TurnService {
             socket,
             client: request.source,
             user: request.user,
-            person: request.person,
-            prefix: request.source.0.source_prefix(),
+            share,
             allocate_id: request.reply.id,
             granted_secs,
             relayed: [None; 2],

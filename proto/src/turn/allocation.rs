@@ -1,13 +1,11 @@
-//! The control side of allocations (RFC 8656 section 5): whose they are, what they were granted, when each family expires; and
-//! the quotas they count against. A table with a fixed capacity. What packets need is in [`crate::forwarding`].
-
-use ahash::RandomState;
+//! The control side of allocations (RFC 8656 section 5): whose they are, what they were granted, when each family expires. A
+//! table with a fixed capacity. What packets need is in [`crate::forwarding`].
 
 use super::Reply;
 use super::mobility::Mobility;
-use crate::addr::{Addr, ClientAddr, SourcePrefix};
+use super::quota::Share;
+use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::SocketIndex;
-use crate::shares::Shares;
 use crate::time::Millis;
 use crate::wire::stun::TransactionId;
 
@@ -89,9 +87,9 @@ pub(super) struct Allocation {
     pub client: ClientAddr,
     /// The whole user name, as a keyed hash.
     pub user: u64,
-    /// What quotas are counted by.
-    pub person: u64,
-    pub prefix: SourcePrefix,
+    /// What it counts against quotas.
+    #[expect(dead_code, reason = "it is given back when it is dropped")]
+    pub share: Option<Share>,
     /// The Allocate request that made it: its repetition gets the same answer.
     pub allocate_id: TransactionId,
     /// What that was granted, in seconds.
@@ -116,13 +114,6 @@ impl Allocation {
     }
 }
 
-/// What an Allocate request may count against.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Quotas {
-    pub per_person: u32,
-    pub per_prefix: u32,
-}
-
 /// All allocations of one shard.
 pub(super) struct AllocationTable {
     places: Vec<Option<Box<Allocation>>>,
@@ -131,20 +122,16 @@ pub(super) struct AllocationTable {
     capacity: usize,
     /// When the timer of each place fires. It outlives the occupant: places have timers, so that no churn can pile them up.
     timers: Vec<Millis>,
-    by_person: Shares<u64>,
-    by_prefix: Shares<SourcePrefix>,
 }
 
 impl AllocationTable {
-    pub fn new(capacity: usize, hasher: RandomState) -> Self {
+    pub const fn new(capacity: usize) -> Self {
         Self {
             places: Vec::new(),
             free: Vec::new(),
             count: 0,
             capacity,
             timers: Vec::new(),
-            by_person: Shares::with_capacity(capacity, hasher.clone()),
-            by_prefix: Shares::with_capacity(capacity, hasher),
         }
     }
 
@@ -156,21 +143,9 @@ impl AllocationTable {
         self.count >= self.capacity
     }
 
-    /// Whether one more stays within the quotas.
-    pub fn fits(&self, quotas: Quotas, person: u64, client: Addr) -> bool {
-        let below = |used: u32, most: u32| most == 0 || used < most;
-        below(self.by_person.of(&person), quotas.per_person)
-            && below(
-                self.by_prefix.of(&client.source_prefix()),
-                quotas.per_prefix,
-            )
-    }
-
     /// Takes an allocation in. The table is not full.
     pub fn insert(&mut self, allocation: Allocation) -> u32 {
         assert!(!self.is_full(), "the caller checked that there is room");
-        self.by_person.take(allocation.person);
-        self.by_prefix.take(allocation.prefix);
         self.count += 1;
         let allocation = Some(Box::new(allocation));
         if let Some(index) = self.free.pop() {
@@ -201,8 +176,6 @@ impl AllocationTable {
         let allocation = self.places.get_mut(index as usize)?.take()?;
         self.free.push(index);
         self.count -= 1;
-        self.by_person.give_back(&allocation.person);
-        self.by_prefix.give_back(&allocation.prefix);
         Some(allocation)
     }
 }

@@ -54,7 +54,7 @@ impl TurnService {
             message,
             source,
             user: self.seal.user(authenticated.username.as_ref()),
-            person: self.hasher.hash_one(authenticated.person),
+            person: self.seal.person(authenticated.person.as_ref()),
             reply: Reply {
                 socket,
                 to: source.0,
@@ -62,12 +62,13 @@ impl TurnService {
                 method: message.method(),
                 integrity: authenticated.integrity,
                 key: authenticated.key,
+                has_fingerprint: message.has_fingerprint(),
             },
         };
         let mut unknown = std::mem::take(&mut self.unknown);
         if message.unknown_required(is_known, &mut unknown) > 0 {
             step.counters.count(Counter::TurnErrors);
-            request.reply.send(step.out, Class::Error, |writer| {
+            request.reply.send(step, Class::Error, |writer| {
                 writer.error_code(420).unknown_attributes(&unknown);
             });
         } else if let Err(reject) = self.dispatch(step, &request) {
@@ -79,11 +80,18 @@ impl TurnService {
 
     /// Answers an authenticated request with an error; for want of room with another server's address, if there is one.
     pub(super) fn reject(&self, step: &mut Step<'_>, reply: &Reply, reject: Reject) {
-        let servers = self.config.alternate_servers.iter().copied();
+        let config = &self.config;
+        let (servers, domain) = if self.speak_tls[usize::from(reply.socket.0)] {
+            let domain = config.alternate_domain.as_deref();
+            (&config.alternate_tls_servers, domain)
+        } else {
+            (&config.alternate_servers, None)
+        };
+        let servers = servers.iter().copied();
         let (own, other): (Vec<_>, Vec<_>) =
             servers.partition(|at| at.is_ipv4() == reply.to.is_ipv4());
         if reply.method == method::ALLOCATE && reject.0 == 508 && !own.is_empty() {
-            reply.redirect(step, own.into_iter().chain(other));
+            reply.redirect(step, own.into_iter().chain(other), domain);
         } else {
             reply.error(step, reject);
         }

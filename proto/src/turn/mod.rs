@@ -10,6 +10,7 @@
 //! * `allocation`, `permission`, `channel`: what there is.
 //! * `mobility`: five-tuples that change.
 //! * `credential`, `peer_policy`: who may, and whom they may reach.
+//! * `quota`: how many allocations each user and source has.
 //! * `port_pool`: the ports of relayed transport addresses.
 //! * `icmp`: errors on the way to peers.
 //! * `reservation`: ports that are redeemed on another shard.
@@ -27,11 +28,13 @@ mod mobility;
 pub mod peer_policy;
 pub mod permission;
 mod port_pool;
+mod quota;
 pub(crate) mod reservation;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use ahash::RandomState;
 use rand::rngs::StdRng;
@@ -45,6 +48,7 @@ pub use self::icmp::IcmpError;
 use self::peer_policy::{PeerPolicy, PeerRules};
 use self::permission::PERMISSION_SECS;
 pub(crate) use self::port_pool::port_owner;
+pub use self::quota::AllocationShares;
 use self::reservation::{Loans, Seal};
 use crate::addr::{Addr, ClientAddr};
 use crate::forwarding::{ForwardingTable, RelayLimits, SocketIndex};
@@ -88,9 +92,11 @@ pub struct TurnConfig {
     pub peers: PeerRules,
     /// Most allocations on this shard.
     pub allocations_max: usize,
-    /// Most allocations of one user on this shard; 0 is no limit.
+    /// What is counted against the next two: the same of every shard of a server.
+    pub shares: Arc<AllocationShares>,
+    /// Most allocations of one user; 0 is no limit.
     pub allocations_per_user: u32,
-    /// Most allocations of one source prefix on this shard; 0 is no limit.
+    /// Most allocations of one source prefix; 0 is no limit.
     pub allocations_per_prefix: u32,
     /// Most permissions of one allocation.
     pub permissions_max: usize,
@@ -101,8 +107,15 @@ pub struct TurnConfig {
     pub serves_rfc5766: bool,
     /// Where clients are sent when this server is full or draining; the first of their own family counts.
     pub alternate_servers: Vec<Addr>,
+    /// The same for clients that speak TLS.
+    pub alternate_tls_servers: Vec<Addr>,
+    /// Whom the certificates of those name, if not whom this server's names.
+    pub alternate_domain: Option<String>,
     /// Whether clients may keep their allocations when their addresses change (RFC 8016).
     pub mobility: bool,
+    /// What answers of TURN and Binding say of this server (SOFTWARE, RFC 8489 section 14.14: fewer than 128 characters); every
+    /// answer to a stranger is longer by it.
+    pub software: Option<&'static str>,
     /// What one allocation may relay, both directions together.
     pub limits: RelayLimits,
     /// Bytes per second that a source prefix may draw before it has proved its address, packet headers included; 0 is no
@@ -120,13 +133,17 @@ impl Default for TurnConfig {
             withheld_ports: Vec::new(),
             peers: PeerRules::default(),
             allocations_max: 16_384,
+            shares: Arc::default(),
             allocations_per_user: 0,
             allocations_per_prefix: 0,
             permissions_max: 256,
             channels_max: 256,
             serves_rfc5766: false,
             alternate_servers: Vec::new(),
+            alternate_tls_servers: Vec::new(),
+            alternate_domain: None,
             mobility: true,
+            software: None,
             limits: RelayLimits::default(),
             unproven_bytes_per_sec: 1000,
         }
@@ -170,6 +187,8 @@ pub(crate) struct Step<'a> {
     pub forwarding: &'a mut ForwardingTable,
     pub nonces: &'a mut NonceKeys,
     pub sealer: &'a Sealer,
+    /// What answers say of this server.
+    pub software: Option<&'static str>,
     /// The shard that got what is being served.
     pub home: u16,
     /// The stream there that it came by, if it did.
@@ -191,6 +210,8 @@ struct Reply {
     method: u16,
     integrity: Integrity,
     key: LongTermKey,
+    /// Whether it carries FINGERPRINT, as the request did.
+    has_fingerprint: bool,
 }
 
 impl std::fmt::Debug for Reply {
@@ -200,35 +221,49 @@ impl std::fmt::Debug for Reply {
 }
 
 impl Reply {
-    fn send(&self, out: &mut Outbox, class: Class, fill: impl FnOnce(&mut MessageWriter<'_>)) {
+    fn send(&self, step: &mut Step<'_>, class: Class, fill: impl FnOnce(&mut MessageWriter<'_>)) {
+        let software = step.software;
+        let out = &mut *step.out;
         let start = out.bytes.len();
         let mut writer = MessageWriter::new(&mut out.bytes, self.method, class, self.id);
         fill(&mut writer);
         writer
-            .integrity(self.integrity, self.key.as_bytes())
-            .finish();
+            .software(software)
+            .integrity(self.integrity, self.key.as_bytes());
+        if self.has_fingerprint {
+            writer.fingerprint();
+        }
+        writer.finish();
         out.transmit(self.socket, self.to, start);
     }
 
     fn success(&self, step: &mut Step<'_>, fill: impl FnOnce(&mut MessageWriter<'_>)) {
-        self.send(step.out, Class::Success, fill);
+        self.send(step, Class::Success, fill);
     }
 
     fn error(&self, step: &mut Step<'_>, reject: Reject) {
         step.counters.count(Counter::TurnErrors);
-        self.send(step.out, Class::Error, |writer| {
+        self.send(step, Class::Error, |writer| {
             writer.error_code(reject.0);
         });
     }
 
     /// Sends the client to another server (RFC 8489 section 10). Only who knows the key could have said so.
-    fn redirect(&self, step: &mut Step<'_>, alternates: impl Iterator<Item = Addr>) {
+    fn redirect(
+        &self,
+        step: &mut Step<'_>,
+        alternates: impl Iterator<Item = Addr>,
+        domain: Option<&str>,
+    ) {
         step.counters.count(Counter::Redirects);
-        self.send(step.out, Class::Error, |writer| {
+        self.send(step, Class::Error, |writer| {
             writer.error_code(300);
             alternates.for_each(|at| {
                 writer.plain_addr(attr::ALTERNATE_SERVER, at);
             });
+            if let Some(domain) = domain {
+                writer.attribute(attr::ALTERNATE_DOMAIN, domain.as_bytes());
+            }
         });
     }
 }
@@ -238,6 +273,7 @@ struct Request<'a> {
     message: &'a Message<'a>,
     source: ClientAddr,
     user: u64,
+    /// Whom quotas are counted by.
     person: u64,
     reply: Reply,
 }
@@ -259,6 +295,8 @@ pub(crate) struct TurnService {
     /// The lowest socket index that was never used, and the end of the range.
     unused_sockets: std::ops::Range<u16>,
     sockets_max: u16,
+    /// Whether the clients of each listener speak TLS.
+    speak_tls: Vec<bool>,
     reservations: Vec<Reservation>,
     next_reservation: u32,
     seal: Seal,
@@ -274,17 +312,18 @@ pub(crate) struct TurnService {
 const DELETED: usize = 512;
 
 impl TurnService {
-    /// The TURN side of shard `index` of `count`, with nothing allocated. Socket indexes from `listeners` on are its own.
+    /// The TURN side of shard `index` of `count`, with nothing allocated. `speak_tls` says of each listener whether its clients do;
+    /// socket indexes behind those are its own.
     pub fn new(
         mut config: TurnConfig,
         index: u16,
         count: u16,
-        listeners: usize,
+        speak_tls: Vec<bool>,
         seeds: [u64; 4],
         seal: Seal,
     ) -> Self {
         let hasher = RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
-        let first = u16::try_from(listeners).expect("a server has few listeners");
+        let first = u16::try_from(speak_tls.len()).expect("a server has few listeners");
         let address = |family: Family| {
             let ips = config.relay_ips.iter();
             let is_v4 = family == Family::V4;
@@ -308,13 +347,15 @@ impl TurnService {
             shard_count: count,
             judge: Judge::new(std::mem::take(&mut config.credentials)),
             policy: PeerPolicy::new(rules),
-            budget: ReplyBudget::new(hasher.clone(), config.unproven_bytes_per_sec),
-            allocations: AllocationTable::new(config.allocations_max, hasher.clone()),
+            budget: ReplyBudget::new(hasher.clone(), config.unproven_bytes_per_sec)
+                .naming(config.software),
+            allocations: AllocationTable::new(config.allocations_max),
             addresses,
             opening: HashMap::with_hasher(hasher.clone()),
             free_sockets: Vec::new(),
             unused_sockets: first..u16::MAX,
             sockets_max: u16::MAX - first,
+            speak_tls,
             reservations: Vec::new(),
             next_reservation: 0,
             seal,

@@ -15,7 +15,7 @@ use super::allocate::Opening;
 use super::allocation::{Family, Reserved};
 use super::port_pool::port_owner;
 use super::{RelayCommand, RelayRefusal, Step, TurnService};
-use crate::addr::Addr;
+use crate::addr::{Addr, SourcePrefix};
 use crate::lobby::{Mail, TimerKey};
 
 /// Between two tries to open a port that the other shard's kernel side may not have closed yet.
@@ -51,6 +51,16 @@ impl Seal {
     /// Tells users apart.
     pub fn user(&self, username: &[u8]) -> u64 {
         self.hash(b"turn user", username)
+    }
+
+    /// Tells those apart whom quotas are counted by.
+    pub fn person(&self, name: &[u8]) -> u64 {
+        self.hash(b"turn person", name)
+    }
+
+    /// Tells source prefixes apart.
+    pub fn source(&self, prefix: SourcePrefix) -> u64 {
+        self.hash(b"turn source", &prefix.0)
     }
 
     fn mask(&self, random: &[u8]) -> u8 {

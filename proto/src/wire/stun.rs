@@ -80,6 +80,10 @@ pub mod attr {
     pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
     /// XOR-MAPPED-ADDRESS, RFC 8489 section 14.2.
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+    /// SOFTWARE, RFC 8489 section 14.14.
+    pub const SOFTWARE: u16 = 0x8022;
+    /// ALTERNATE-DOMAIN, RFC 8489 section 14.16.
+    pub const ALTERNATE_DOMAIN: u16 = 0x8003;
     /// ALTERNATE-SERVER, RFC 8489 section 14.15.
     pub const ALTERNATE_SERVER: u16 = 0x8023;
     /// MOBILITY-TICKET, RFC 8016 section 3.4.
@@ -245,6 +249,15 @@ impl<'a> Message<'a> {
         self.attributes()
             .find(|attribute| attribute.kind == kind)
             .map(|attribute| attribute.value)
+    }
+
+    /// Whether it ends with FINGERPRINT, which is right then.
+    #[must_use]
+    pub fn has_fingerprint(&self) -> bool {
+        const HEAD: [u8; 4] = [0x80, 0x28, 0, 4];
+        // Most have none, and those show it here.
+        let (before, tail) = self.bytes.split_at(self.bytes.len() - 8);
+        before.len() >= HEADER_LEN && tail[..4] == HEAD && self.find(attr::FINGERPRINT).is_some()
     }
 
     /// The first XOR-encoded address of this type.

@@ -108,6 +108,7 @@ fn refreshing_keeps_a_game_and_sets_no_more_timers() {
 fn a_long_list_is_cut_and_drawn_from_a_budget() {
     let mut world = World::new(DialectConfig {
         sessions_per_source: 0,
+        bytes_per_sec: 4000,
         ..DialectConfig::default()
     });
     for i in 0..1000 {

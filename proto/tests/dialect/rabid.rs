@@ -174,6 +174,44 @@ fn a_source_draws_a_budget_of_bytes() {
     assert!(world.counter(Counter::DropBudget) > 900);
 }
 
+// A dozen friends behind one NAT who ping as the stock plugin does, and the longest names: the budget is for others.
+#[test]
+fn a_full_session_behind_one_address_hears_everything() {
+    let mut world = world();
+    let friends: Vec<Addr> = (0..12)
+        .map(|i| addr(&format!("198.51.100.1:{}", 40_000 + i)))
+        .collect();
+    let name = |i: usize| format!("FriendNo{i:04}");
+    say(
+        &mut world,
+        friends[0],
+        &format!("h:TheLanRoom:{}:12", name(0)),
+    );
+    for (i, &friend) in friends.iter().enumerate().skip(1) {
+        world.pass(100);
+        let heard = say(&mut world, friend, &format!("c:TheLanRoom:{}", name(i)));
+        assert_eq!(heard.len(), 1);
+    }
+    world.take();
+    for _ in 0..240 {
+        world.pass(500);
+        for (i, &friend) in friends.iter().enumerate() {
+            let heard = say(&mut world, friend, &format!("p:TheLanRoom:{}", name(i)));
+            assert_eq!(heard.len(), 1, "{i}");
+        }
+        world.take();
+    }
+    let start = format!("s:TheLanRoom:{}", name(0));
+    world.deliver(friends[0], listener(Dialect::Rabid), start.as_bytes());
+    world.pass(800);
+    for friend in friends {
+        let heard = world.take_to(friend);
+        assert_eq!(heard.len(), 8);
+        assert!(heard.iter().all(|sent| sent.text().starts_with("s:4")));
+    }
+    assert_eq!(world.counter(Counter::DropBudget), 0);
+}
+
 #[test]
 fn guessing_passwords_is_slow() {
     let mut world = world();

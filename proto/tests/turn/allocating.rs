@@ -5,7 +5,9 @@ use waypost_proto::turn::{RelayIp, TurnConfig};
 use waypost_proto::wire::native;
 use waypost_proto::wire::stun::{Class, Message, MessageWriter, attr, decode_plain_addr, method};
 
-use crate::client::{Client, MAIN, RELAY_V4, RELAY_V6, Server, addr, config, ip};
+use crate::client::{
+    Client, MAIN, RELAY_V4, RELAY_V6, Server, addr, config, ip, stream_of, tls_of,
+};
 
 /// Kind and value.
 type Attribute<'a> = (u16, &'a [u8]);
@@ -255,6 +257,28 @@ fn quotas_and_room() {
     bob.allocate(&mut server);
 }
 
+// A user and a source have their quotas once, not on every shard anew; and get them back when the allocation is gone.
+#[test]
+fn shards_count_quotas_together() {
+    for (per_user, per_source) in [(1, 0), (0, 1)] {
+        let turn = TurnConfig {
+            allocations_per_user: per_user,
+            allocations_per_prefix: per_source,
+            ..config()
+        };
+        let mut shards = [0, 1].map(|shard| Server::shard_of(turn.clone(), shard, 2));
+        let mut first = client(1);
+        first.allocate(&mut shards[0]);
+        for shard in &mut shards {
+            let beyond = client(2).allocate_with(shard, &|_| ());
+            assert_eq!(beyond.code(), 486);
+        }
+        Client::new("198.41.9.10:1", "bob", "bob's password").allocate(&mut shards[1]);
+        first.refresh(&mut shards[0], 0).ok();
+        client(2).allocate(&mut shards[1]);
+    }
+}
+
 // RFC 8489 section 10 and RFC 8656 section 7.2 step 11: who cannot be served is sent elsewhere, in its own family, and is told so
 // under integrity; who is served stays.
 #[test]
@@ -301,6 +325,45 @@ fn clients_are_sent_elsewhere_when_there_is_no_room() {
     server.exhausted = true;
     assert_eq!(client(1).allocate_with(&mut server, &|_| ()).code(), 300);
     assert_eq!(server.allocations(), 0);
+}
+
+// RFC 8489 section 10: another port, and ALTERNATE-DOMAIN where the other server has another certificate.
+#[test]
+fn clients_of_tls_are_sent_to_servers_of_tls() {
+    for domain in [None, Some("turn2.example.org")] {
+        let mut server = Server::with(TurnConfig {
+            alternate_servers: vec![addr("198.41.0.77:3478")],
+            alternate_tls_servers: vec![addr("198.41.0.77:5349")],
+            alternate_domain: domain.map(str::to_owned),
+            ..config()
+        });
+        server.shard.drain();
+        for (socket, alternate, domain) in [
+            (stream_of(0), "198.41.0.77:3478", None),
+            (tls_of(0, 1), "198.41.0.77:5349", domain),
+        ] {
+            let mut client = client(1);
+            client.socket = socket;
+            client.connect(&mut server);
+            let answer = client.allocate_with(&mut server, &|_| ());
+            assert_eq!(answer.code(), 300);
+            let message = answer.message();
+            let told = message.find(attr::ALTERNATE_SERVER);
+            assert_eq!(told.and_then(decode_plain_addr), Some(addr(alternate)));
+            let told = message.find(attr::ALTERNATE_DOMAIN);
+            assert_eq!(told, domain.map(str::as_bytes));
+        }
+    }
+    // A server that speaks no TLS is of no use to them.
+    let mut server = Server::with(TurnConfig {
+        alternate_servers: vec![addr("198.41.0.77:3478")],
+        ..config()
+    });
+    server.shard.drain();
+    let mut client = client(1);
+    client.socket = tls_of(0, 1);
+    client.connect(&mut server);
+    assert_eq!(client.allocate_with(&mut server, &|_| ()).code(), 508);
 }
 
 #[test]

@@ -340,3 +340,62 @@ fn another_realm_is_no_credential() {
         .finish();
     assert_eq!(client.ask(&mut server, &out).code(), 401);
 }
+
+// RFC 8489 section 14.14: SOFTWARE in every answer, before the integrity that covers it; only where the operator wants it, because
+// strangers get it too.
+#[test]
+fn software_is_named_where_it_is_wanted() {
+    for software in [None, Some("Waypost test")] {
+        let mut server = Server::with(TurnConfig {
+            software,
+            ..config()
+        });
+        let mut client = Client::ann(AT);
+        let challenge = client.learn_nonce(&mut server);
+        let success = client.allocate_with(&mut server, &|_| ()).ok();
+        let error = client.bind(&mut server, 1, addr("8.8.8.8:1"));
+        assert_eq!(error.code(), 400);
+        for answer in [challenge, success, error] {
+            let named = answer.message().find(attr::SOFTWARE).map(<[u8]>::to_vec);
+            assert_eq!(named.as_deref(), software.map(str::as_bytes));
+        }
+    }
+}
+
+// RFC 8489 section 7: who marks its messages gets marked answers; behind the integrity, which does not cover it.
+#[test]
+fn a_fingerprint_is_answered_with_one() {
+    let mut server = Server::new();
+    let mut client = Client::ann(AT);
+    client.learn_nonce(&mut server);
+    // The second Allocate of a five-tuple is 437.
+    for (method, is_marked, code) in [
+        (method::ALLOCATE, true, 0),
+        (method::ALLOCATE, false, 437),
+        (method::ALLOCATE, true, 437),
+        (method::CHANNEL_BIND, false, 400),
+        (method::CHANNEL_BIND, true, 400),
+    ] {
+        let mut request = client.signed(method, &|w| {
+            w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+        });
+        if is_marked {
+            let mut writer = MessageWriter::resume(&mut request, 0);
+            writer.fingerprint().finish();
+        }
+        let answer = client.ask(&mut server, &request);
+        assert_eq!(answer.code(), code);
+        let message = answer.message();
+        assert_eq!(message.has_fingerprint(), is_marked);
+        assert!(message.verify_integrity(client.integrity(), client.key().as_bytes()));
+    }
+    let unsigned = client.unsigned(method::ALLOCATE, &|w| {
+        w.fingerprint();
+    });
+    assert!(
+        client
+            .ask(&mut server, &unsigned)
+            .message()
+            .has_fingerprint()
+    );
+}

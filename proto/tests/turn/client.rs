@@ -25,6 +25,11 @@ pub const fn stream_of(shard: u16) -> SocketIndex {
     SocketIndex(2 + shard)
 }
 
+/// The listener of its streams over TLS.
+pub const fn tls_of(shard: u16, count: u16) -> SocketIndex {
+    SocketIndex(2 + count + shard)
+}
+
 pub const REALM: &str = "example";
 pub const RELAY_V4: &str = "198.41.0.4";
 pub const RELAY_V6: &str = "2600::4";
@@ -99,7 +104,9 @@ impl Server {
             count,
             sockets: [SocketRole::Main, SocketRole::Probe]
                 .into_iter()
-                .chain((0..count).map(|shard| SocketRole::Stream { shard }))
+                .chain([false, true].into_iter().flat_map(|is_tls| {
+                    (0..count).map(move |shard| SocketRole::Stream { shard, is_tls })
+                }))
                 .collect(),
             discovery: Vec::new(),
             lobby: LobbyConfig {

@@ -23,6 +23,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::histogram::Histogram;
+use super::noray_metrics::Timed;
+
 /// A shard that has not ticked for this long is stuck.
 pub const TICK_AGE_MAX: Duration = Duration::from_secs(5);
 
@@ -123,6 +126,8 @@ pub struct Metrics {
     draining: AtomicBool,
     reload_unix_secs: AtomicU64,
     reload_successful: AtomicBool,
+    /// Of noray, which one shard serves.
+    noray_times: [Histogram; Timed::COUNT],
 }
 
 /// What one shard writes, and what is derived from it.
@@ -187,6 +192,7 @@ impl Metrics {
             draining: AtomicBool::new(false),
             reload_unix_secs: AtomicU64::new(unix_secs()),
             reload_successful: AtomicBool::new(true),
+            noray_times: Default::default(),
         })
     }
 
@@ -232,6 +238,11 @@ impl Metrics {
         if successful {
             self.reload_unix_secs.store(unix_secs(), Relaxed);
         }
+    }
+
+    /// How long something of noray's takes.
+    pub(super) fn noray_times(&self, of: Timed) -> &Histogram {
+        &self.noray_times[of as usize]
     }
 
     /// When the process started, in seconds since 1970.
@@ -359,6 +370,11 @@ impl ShardPublisher {
         for (cell, value) in (first..).zip(values) {
             self.cells().values[cell / BLOCK][cell % BLOCK].store(*value, Relaxed);
         }
+    }
+
+    /// So many of noray's commands or packets took so long each. For the shard that serves noray.
+    pub fn time_noray(&self, what: Timed, each: Duration, count: u64) {
+        self.metrics.noray_times(what).observe(each, count);
     }
 
     fn cells(&self) -> &ShardCells {

@@ -9,10 +9,13 @@ pub mod counters;
 pub mod doctor;
 #[cfg(test)]
 mod documents;
+mod histogram;
 pub mod logging;
 pub mod metrics;
-mod noray_metrics;
+pub mod noray_metrics;
+mod process_metrics;
 pub mod secret;
 pub mod signals;
+pub mod successor;
 mod systemd;
 pub mod thread;

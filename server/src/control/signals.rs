@@ -17,7 +17,7 @@ pub enum Request {
     StopNow,
     /// Read the configuration again: `SIGHUP`.
     Reload,
-    /// Hand over to a new binary: `SIGUSR2`.
+    /// Take no new sessions, wait for the old ones, then give the process to a new binary: `SIGUSR2`.
     HandOver,
 }
 

@@ -22,16 +22,28 @@ use super::{
     metrics::Metrics,
     noray_metrics,
     signals::Request,
+    successor::Successor,
     systemd,
 };
 
 /// How often the thread looks at the shards.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// What becomes of the process when the control thread has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// It stops.
+    Stop,
+    /// It becomes [`Control::successor`].
+    HandOver,
+}
+
 /// What the control thread works with.
 pub struct Control {
     /// What the server was told.
     pub config: Config,
+    /// Whom the process may be handed over to.
+    pub successor: Successor,
     /// Where it was told, for reloads.
     pub sources: Sources,
     /// The numbers of all shards.
@@ -78,7 +90,7 @@ pub fn bind_noray_http(config: &Config) -> Result<Option<TcpListener>, ConfigErr
 impl Control {
     /// Starts the thread. It ends, and with it the handle joins, when the server shall stop: the
     /// drain is over, or nobody wants to wait for it.
-    pub fn start(self) -> io::Result<JoinHandle<()>> {
+    pub fn start(self) -> io::Result<JoinHandle<Ending>> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -104,17 +116,20 @@ impl Control {
         let thread = Running {
             admin: Arc::new(admin),
             config: self.config,
+            successor: self.successor,
             sources: self.sources,
             log_level: self.log_level,
             ready_sent: false,
             stop_at: None,
+            ending: Ending::Stop,
         };
         thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
-                runtime.block_on(thread.run(listener, noray_http, self.signals));
+                let ending = runtime.block_on(thread.run(listener, noray_http, self.signals));
                 // A call that still waits for shards must not hold up the end.
                 runtime.shutdown_background();
+                ending
             })
     }
 }
@@ -122,11 +137,14 @@ impl Control {
 struct Running {
     admin: Arc<Admin>,
     config: Config,
+    successor: Successor,
     sources: Sources,
     log_level: LogLevel,
     ready_sent: bool,
     /// When a drain that ends the process is over at the latest.
     stop_at: Option<Instant>,
+    /// What becomes of the process then.
+    ending: Ending,
 }
 
 impl Running {
@@ -135,7 +153,7 @@ impl Running {
         listener: Option<tokio::net::TcpListener>,
         noray_http: Option<tokio::net::TcpListener>,
         mut signals: UnboundedReceiver<Request>,
-    ) {
+    ) -> Ending {
         if let Some(listener) = listener {
             tokio::spawn(admin::serve(listener, Arc::clone(&self.admin)));
         }
@@ -154,11 +172,9 @@ impl Running {
                 () = self.admin.drain_asked.notified() => self.drain(),
                 request = signals.recv() => match request {
                     Some(Request::Drain) => self.drain_and_stop(),
-                    Some(Request::StopNow) | None => return,
+                    Some(Request::StopNow) | None => return Ending::Stop,
                     Some(Request::Reload) => self.reload(),
-                    Some(Request::HandOver) => {
-                        tracing::warn!("handing over to a new binary is not supported; SIGTERM drains and stops");
-                    }
+                    Some(Request::HandOver) => self.hand_over().await,
                 },
             }
             let now = Instant::now();
@@ -177,6 +193,7 @@ impl Running {
                 watchdog_sent = now;
             }
         }
+        self.ending
     }
 
     fn is_over(&self) -> bool {
@@ -195,9 +212,26 @@ impl Running {
     }
 
     fn drain_and_stop(&mut self) {
+        self.drain_and_end(Ending::Stop);
+        systemd::stopping("draining");
+    }
+
+    fn drain_and_end(&mut self, ending: Ending) {
         self.drain();
         self.stop_at = Some(Instant::now() + Duration::from_secs(self.config.drain_secs.into()));
-        systemd::stopping("draining");
+        self.ending = ending;
+    }
+
+    /// Drains for a new binary, if there is one that can be used; when asked again, waits no longer.
+    async fn hand_over(&mut self) {
+        if self.ending == Ending::HandOver {
+            self.stop_at = Some(Instant::now());
+            return;
+        }
+        match self.successor.check().await {
+            Ok(()) => self.drain_and_end(Ending::HandOver),
+            Err(reason) => tracing::error!(reason, "there is no handing over to the new binary"),
+        }
     }
 
     /// Takes over what can change while serving. A bad configuration changes nothing.

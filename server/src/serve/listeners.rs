@@ -204,14 +204,17 @@ impl Listeners {
     /// The role of each index: UDP sockets, then each address of streams once for every shard.
     pub fn roles(&self) -> Vec<SocketRole> {
         let udp = self.sockets.iter().map(|&(role, _)| role);
-        let of_shards = || (0..self.shard_count).map(|shard| SocketRole::Stream { shard });
+        let of_shards = |stream: &StreamAddress| {
+            let is_tls = stream.is_tls;
+            (0..self.shard_count).map(move |shard| SocketRole::Stream { shard, is_tls })
+        };
         let dialect = Dialect::Noray;
         let shard = dialect.shard(usize::from(self.shard_count));
         let shard = u16::try_from(shard).expect("at most 128 shards");
         let noray = self
             .noray
             .map(|_| SocketRole::DialectStream { dialect, shard });
-        udp.chain(self.streams.iter().flat_map(|_| of_shards()))
+        udp.chain(self.streams.iter().flat_map(of_shards))
             .chain(noray)
             .collect()
     }

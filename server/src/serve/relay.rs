@@ -2,6 +2,7 @@
 //! sockets the process may have. Binds nothing.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use waypost_proto::addr::Addr;
@@ -17,7 +18,10 @@ use crate::packet_io::MAX_STREAMS;
 /// Descriptors that the process needs beside sockets of shards.
 const OTHER_FILES: u64 = 256;
 
-/// The TURN side of one of the shards. `listeners` are the addresses really bound.
+/// What SOFTWARE says where it is wanted.
+const SOFTWARE: &str = concat!("Waypost ", env!("CARGO_PKG_VERSION"));
+
+/// The TURN side of each of the shards, to be cloned for them: what they count together is in it. `listeners` are the addresses really bound.
 pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConfig {
     let host_ips = host_ips();
     TurnConfig {
@@ -43,21 +47,25 @@ pub(super) fn turn_config(config: &Config, listeners: &[SocketAddr]) -> TurnConf
         allocations_max: config.per_shard(config.allocations_max),
         allocations_per_user: config.allocations_per_user,
         allocations_per_prefix: config.allocations_per_source,
+        permissions_max: config.permissions_per_allocation as usize,
+        channels_max: config.channels_per_allocation as usize,
         serves_rfc5766: config.turn_compat,
-        alternate_servers: config
-            .alternate_servers
-            .iter()
-            .copied()
-            .map(Addr::new)
-            .collect(),
+        alternate_servers: addrs(&config.alternate_servers),
+        alternate_tls_servers: addrs(&config.alternate_tls_servers),
+        alternate_domain: config.alternate_domain.clone(),
         mobility: config.mobility,
+        software: config.software.then_some(SOFTWARE),
         limits: RelayLimits {
             packets_per_sec: config.allocation_packets_per_sec,
             bytes_per_sec: config.allocation_bytes_per_sec,
         },
         unproven_bytes_per_sec: config.unproven_bytes_per_sec,
-        ..TurnConfig::default()
+        shares: Arc::default(),
     }
+}
+
+fn addrs(of: &[SocketAddr]) -> Vec<Addr> {
+    of.iter().copied().map(Addr::new).collect()
 }
 
 /// The addresses of this host.

@@ -171,7 +171,7 @@ impl Streams {
     #[must_use]
     pub fn owner(&self, socket: SocketIndex) -> Option<u16> {
         match self.config.roles.get(usize::from(socket.0)) {
-            Some(&(SocketRole::Stream { shard } | SocketRole::DialectStream { shard, .. })) => {
+            Some(&(SocketRole::Stream { shard, .. } | SocketRole::DialectStream { shard, .. })) => {
                 Some(shard)
             }
             _ => None,

@@ -228,6 +228,8 @@ pub struct TurnClient {
     pub stream: Stream,
     nonce: Vec<u8>,
     next_id: u8,
+    /// The last answer.
+    pub answer: Vec<u8>,
 }
 
 impl TurnClient {
@@ -236,6 +238,7 @@ impl TurnClient {
             stream,
             nonce: Vec::new(),
             next_id: 0,
+            answer: Vec::new(),
         }
     }
 
@@ -262,6 +265,7 @@ impl TurnClient {
             writer.finish();
             self.stream.send(&out);
             let bytes = self.stream.receive();
+            self.answer.clone_from(&bytes);
             let answer = Message::parse(&bytes).unwrap();
             assert_eq!(answer.transaction_id(), id);
             match answer.error_code() {

@@ -5,7 +5,7 @@ use std::net::{TcpStream, UdpSocket};
 
 use waypost_proto::addr::Addr;
 use waypost_proto::wire::channel_data;
-use waypost_proto::wire::stun::{Message, attr, method};
+use waypost_proto::wire::stun::{Message, attr, decode_plain_addr, method};
 use waypost_server::serve::Server;
 
 use crate::client::{BACKENDS, HANG, Stream, TurnClient, binding, channel, server, until};
@@ -70,6 +70,42 @@ fn conversation(io: &str, is_tls: bool, is_bytewise: bool) {
         w.attribute(attr::REQUESTED_TRANSPORT, &[6, 0, 0, 0]);
     });
     assert_eq!(tcp, Err(442));
+}
+
+// RFC 8489 section 10.
+#[test]
+fn clients_of_tls_are_sent_to_servers_of_tls() {
+    for io in BACKENDS {
+        let identity = Identity::new();
+        let alternates = [
+            "--alternate-server",
+            "203.0.113.7:3478",
+            "--alternate-tls-server",
+            "203.0.113.7:5349",
+            "--alternate-domain",
+            "turn2.example.org",
+        ];
+        let full = ["--max-allocations", "1"];
+        let server = server(io, "1", &identity, &[&alternates[..], &full].concat());
+        let mut served = TurnClient::new(connect(&server, &identity, false));
+        served.allocate();
+        for (is_tls, at, domain) in [
+            (false, "203.0.113.7:3478", None),
+            (true, "203.0.113.7:5349", Some("turn2.example.org")),
+        ] {
+            let mut client = TurnClient::new(connect(&server, &identity, is_tls));
+            let got = client.try_request(method::ALLOCATE, &|w| {
+                w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+            });
+            assert_eq!(got, Err(300));
+            let answer = Message::parse(&client.answer).unwrap();
+            let told = answer.find(attr::ALTERNATE_SERVER);
+            let told = told.and_then(decode_plain_addr);
+            assert_eq!(told, Some(Addr::new(at.parse().unwrap())));
+            let told = answer.find(attr::ALTERNATE_DOMAIN);
+            assert_eq!(told, domain.map(str::as_bytes));
+        }
+    }
 }
 
 #[test]

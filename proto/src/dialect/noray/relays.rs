@@ -10,7 +10,7 @@ use ahash::RandomState;
 
 use super::RelayRules;
 use crate::addr::{Addr, SourcePrefix};
-use crate::dialect::{Desk, Dialect, DialectTimer};
+use crate::dialect::{Desk, Dialect, DialectTimer, count_small_of_noray};
 use crate::forwarding::{PlayerLimits, SocketIndex};
 use crate::shares::Shares;
 use crate::stats::Counter;
@@ -231,6 +231,7 @@ impl Relays {
             let table = &mut *desk.forwarding;
             match table.forward_between_players(desk.now, stray.target, source, len) {
                 Ok(forward) => {
+                    count_small_of_noray(desk.counters, len);
                     let (packets, bytes) = Dialect::Noray.relayed();
                     desk.counters.count(packets);
                     desk.counters.add(bytes, len as u64);

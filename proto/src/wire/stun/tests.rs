@@ -31,7 +31,6 @@ pub(crate) fn vectors() -> [Vec<u8>; 5] {
 
 const SHORT_TERM: &[u8] = b"VOkJxbRl1RmTxUk/WvJxBt";
 const USER: &str = "\u{30DE}\u{30C8}\u{30EA}\u{30C3}\u{30AF}\u{30B9}";
-const SOFTWARE: u16 = 0x8022;
 
 fn key_of(vector: usize) -> (Integrity, Vec<u8>) {
     match vector {
@@ -109,7 +108,7 @@ fn vectors_encode() {
         assert_eq!(out, vectors[i], "vector {i}");
     };
     encode(0, Class::Request, &|w| {
-        w.attribute(SOFTWARE, b"STUN test client")
+        w.attribute(attr::SOFTWARE, b"STUN test client")
             .u32(0x0024, 0x6e00_01ff)
             .u64(0x8029, 0x932f_f9b1_5126_3b36)
             .attribute(attr::USERNAME, b"evtj:h6vY")
@@ -123,7 +122,7 @@ fn vectors_encode() {
     };
     for i in [1, 2] {
         encode(i, Class::Success, &|w| {
-            w.attribute(SOFTWARE, b"test vector")
+            w.attribute(attr::SOFTWARE, b"test vector")
                 .overwrite_padding(1, b' ')
                 .xor_addr(attr::XOR_MAPPED_ADDRESS, mapped(i));
         });

@@ -91,6 +91,15 @@ impl<'a> MessageWriter<'a> {
         self.attribute(attr::ERROR_CODE, &[0, 0, class, number])
     }
 
+    /// Appends SOFTWARE (RFC 8489 section 14.14), if there is something to say.
+    #[inline]
+    pub fn software(&mut self, name: Option<&str>) -> &mut Self {
+        if let Some(name) = name {
+            self.attribute(attr::SOFTWARE, name.as_bytes());
+        }
+        self
+    }
+
     /// Appends UNKNOWN-ATTRIBUTES (RFC 8489 section 14.13).
     pub fn unknown_attributes(&mut self, kinds: &[u16]) -> &mut Self {
         self.list(attr::UNKNOWN_ATTRIBUTES, |value| {

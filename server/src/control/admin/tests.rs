@@ -18,7 +18,8 @@ use crate::control::{
     logging,
     metrics::ShardPublisher,
     signals::Request,
-    thread::{Control, bind_admin},
+    successor::Successor,
+    thread::{Control, Ending, bind_admin},
 };
 use waypost_proto::stats::Counter;
 
@@ -90,7 +91,7 @@ struct Door {
     shard: ShardPublisher,
     asked: mpsc::Receiver<String>,
     signals: UnboundedSender<Request>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Ending>,
 }
 
 impl Door {
@@ -110,6 +111,7 @@ impl Door {
         let (signals, receiver) = unbounded_channel();
         let (notes, asked) = mpsc::channel();
         let control = Control {
+            successor: Successor::of(&["/nonexistent/waypost-server".into()]),
             log_level: logging::start(LogFormat::Auto, config.log_level),
             config,
             sources,

@@ -536,6 +536,8 @@ mod tests {
             "--alternate-ip=203.0.113.6",
             "--alternate-server=203.0.113.7:3478",
             "--alternate-server=[2001:db8::7]:3478",
+            "--alternate-tls-server=203.0.113.7:5349",
+            "--alternate-domain=turn2.example.org",
             "--turn-host=2001:db8::8",
             "--mobility=false",
             "--user=ann:secret",
@@ -551,6 +553,9 @@ mod tests {
             ["203.0.113.6".parse::<std::net::IpAddr>().unwrap()]
         );
         assert_eq!(config.alternate_servers.len(), 2);
+        assert_eq!(config.alternate_tls_servers.len(), 1);
+        let domain = config.alternate_domain.as_deref();
+        assert_eq!(domain, Some("turn2.example.org"));
         assert_eq!(config.turn_host.as_deref(), Some("[2001:db8::8]"));
         assert!(!config.mobility);
         let users = config
@@ -628,6 +633,15 @@ mod tests {
                 ],
                 "the second of its family",
             ),
+            (
+                &["--alternate-tls-server=0.0.0.0:5349"],
+                "cannot be told to clients",
+            ),
+            (
+                &["--alternate-domain=turn2.example.org"],
+                "give --alternate-tls-server too",
+            ),
+            (&["--alternate-domain=203.0.113.7"], "is not a DNS name"),
             (&["--turn-host=turn:example.org"], "is not a host"),
             (&["--mobility=maybe"], "give one of true, false"),
         ] {

@@ -31,7 +31,7 @@ pub use layers::{Origin, Setting, Settings};
 pub use noray::NorayOptions;
 pub use options::{OPTIONS, OptionSpec, Preset};
 
-use waypost_proto::dialect::RelayMode;
+use waypost_proto::dialect::{DialectTimes, RelayMode};
 use waypost_proto::turn::peer_policy::Cidr;
 
 use super::secret::Secret;
@@ -128,16 +128,26 @@ pub struct Config {
     pub turn_compat: bool,
     /// Where TURN clients are sent when this server is full or draining, at most one per family.
     pub alternate_servers: Vec<SocketAddr>,
+    /// The same for those that came by TLS.
+    pub alternate_tls_servers: Vec<SocketAddr>,
+    /// Whom the certificates of those name, if not whom this server's names.
+    pub alternate_domain: Option<String>,
     /// Name or address of this server in URLs of TURN servers; none: its addresses.
     pub turn_host: Option<String>,
     /// Whether TURN clients keep their allocations when their addresses change.
     pub mobility: bool,
+    /// Whether answers of STUN and TURN name this server and its version.
+    pub software: bool,
     /// TURN allocations at one time, over all shards.
     pub allocations_max: u32,
-    /// TURN allocations of one user on each shard; 0 is no limit.
+    /// TURN allocations of one user; 0 is no limit.
     pub allocations_per_user: u32,
-    /// TURN allocations of one source prefix on each shard; 0 is no limit.
+    /// TURN allocations of one source prefix; 0 is no limit.
     pub allocations_per_source: u32,
+    /// Permissions of one allocation.
+    pub permissions_per_allocation: u32,
+    /// Channels of one allocation.
+    pub channels_per_allocation: u32,
     /// Packets per second that one allocation may relay; 0 is no limit.
     pub allocation_packets_per_sec: u32,
     /// Bytes per second that one allocation may relay; 0 is no limit.
@@ -156,6 +166,8 @@ pub struct Config {
     pub dialect_sessions_per_source: u32,
     /// Bytes per second that one source prefix may draw from dialects; 0 is no limit.
     pub dialect_bytes_per_sec: u32,
+    /// How long sessions of dialects last; not an option.
+    pub dialect_times: DialectTimes,
     /// Whether sessions need no credentials.
     pub open_rendezvous: bool,
     /// Secrets that sign `expiry:user` credentials, at most two.
@@ -241,12 +253,17 @@ impl Config {
             allow_peer: read.ranges("allow-peer")?,
             deny_peer: read.ranges("deny-peer")?,
             turn_compat: read.truth("turn-compat")?,
-            alternate_servers: read.alternate_servers()?,
+            alternate_servers: read.alternate_servers("alternate-server")?,
+            alternate_tls_servers: read.alternate_servers("alternate-tls-server")?,
+            alternate_domain: read.alternate_domain()?,
             turn_host: read.turn_host()?,
             mobility: read.truth("mobility")?,
+            software: read.truth("software")?,
             allocations_max: read.number("max-allocations", 1..=1 << 20)?,
             allocations_per_user: read.number("allocations-per-user", 0..=1 << 20)?,
             allocations_per_source: read.number("allocations-per-source", 0..=1 << 20)?,
+            permissions_per_allocation: read.number("permissions-per-allocation", 1..=4096)?,
+            channels_per_allocation: read.number("channels-per-allocation", 1..=4096)?,
             allocation_packets_per_sec: read
                 .number("allocation-packets-per-sec", 0..=10_000_000)?,
             allocation_bytes_per_sec: read.number("allocation-bytes-per-sec", 0..=u32::MAX)?,
@@ -257,6 +274,7 @@ impl Config {
             dialect_pairs_max: read.number("max-dialect-pairs", 1..=1 << 14)?,
             dialect_sessions_per_source: read.number("dialect-sessions-per-source", 0..=1 << 20)?,
             dialect_bytes_per_sec: read.number("dialect-bytes-per-sec", 0..=u32::MAX)?,
+            dialect_times: DialectTimes::default(),
             open_rendezvous: read.truth("open-rendezvous")?,
             auth_secrets: read.secrets("auth-secret", "auth-secret-file")?,
             secret_file_chosen: chosen("secret-file") || chosen("state-dir"),
@@ -331,6 +349,12 @@ impl Config {
                     "listen on another address of its family too",
                 ));
             }
+        }
+        if self.alternate_domain.is_some() && self.alternate_tls_servers.is_empty() {
+            return Err(ConfigError::new(
+                "alternate-domain is given, but no server that has such a certificate",
+                "give --alternate-tls-server too",
+            ));
         }
         let clash = self.tls_listen.iter().find(|tls| {
             let is_same = |at: &SocketAddr| at.port() == tls.port() && at.ip() == tls.ip();

@@ -187,6 +187,17 @@ pub const OPTIONS: &[OptionSpec] = &[
     )
     .up_to(2),
     OptionSpec::new(
+        "alternate-tls-server",
+        "IP:PORT",
+        "The same for clients that came by TLS, one per family; repeatable",
+    )
+    .up_to(2),
+    OptionSpec::new(
+        "alternate-domain",
+        "NAME",
+        "Whom the certificates of --alternate-tls-server name [default: whom that of this server names]",
+    ),
+    OptionSpec::new(
         "turn-host",
         "NAME",
         "Name or address of this server in the URLs that /v1/turn-credentials hands out [default: its addresses]",
@@ -197,20 +208,38 @@ pub const OPTIONS: &[OptionSpec] = &[
         "Whether TURN clients keep their allocations when their addresses change (RFC 8016)",
     )
     .preset("true"),
+    OptionSpec::new(
+        "software",
+        "BOOL",
+        "Whether answers of STUN and TURN name this server and its version",
+    )
+    .preset("false"),
     OptionSpec::new("max-allocations", "N", "TURN allocations at one time, over all shards")
         .preset("16384"),
     OptionSpec::new(
         "allocations-per-user",
         "N",
-        "TURN allocations of one user at one time, on each shard; 0 is no limit",
+        "TURN allocations of one user at one time; 0 is no limit",
     )
     .preset("0"),
     OptionSpec::new(
         "allocations-per-source",
         "N",
-        "TURN allocations of one IPv4 address or IPv6 /56 at one time, on each shard; 0 is no limit",
+        "TURN allocations of one IPv4 address or IPv6 /56 at one time; 0 is no limit",
     )
     .preset("0"),
+    OptionSpec::new(
+        "permissions-per-allocation",
+        "N",
+        "Peer addresses that one TURN allocation may have permissions for at one time",
+    )
+    .preset("256"),
+    OptionSpec::new(
+        "channels-per-allocation",
+        "N",
+        "Channels that one TURN allocation may have at one time",
+    )
+    .preset("256"),
     OptionSpec::new(
         "allocation-packets-per-sec",
         "N",
@@ -385,7 +414,7 @@ pub const OPTIONS: &[OptionSpec] = &[
         "BYTES",
         "Bytes per second of lists and addresses that dialects answer to one IPv4 address; 0 is no limit",
     )
-    .preset("4000"),
+    .preset("8000"),
     OptionSpec::new(
         "open-rendezvous",
         "BOOL",

@@ -34,13 +34,13 @@ impl Reader<'_> {
         Ok(ips)
     }
 
-    pub(super) fn alternate_servers(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+    pub(super) fn alternate_servers(&self, name: &str) -> Result<Vec<SocketAddr>, ConfigError> {
         let mut servers: Vec<SocketAddr> = Vec::new();
-        for text in &self.0.get("alternate-server").values {
-            let server = self.address("alternate-server", text)?;
+        for text in &self.0.get(name).values {
+            let server = self.address(name, text)?;
             let bad = |reason| {
-                let remedy = "name another server's main port, at most one of each family";
-                self.bad("alternate-server", text, reason, remedy)
+                let remedy = "name a port of another server, at most one of each family";
+                self.bad(name, text, reason, remedy)
             };
             if server.ip().is_unspecified() || server.ip().is_multicast() || server.port() == 0 {
                 return Err(bad("cannot be told to clients"));
@@ -64,12 +64,23 @@ impl Reader<'_> {
         if let Ok(ip) = text.parse::<Ipv6Addr>() {
             return Ok(Some(format!("[{ip}]")));
         }
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-        if text.len() <= 253 && text.chars().all(is_plain) {
+        if is_host_name(text) {
             return Ok(Some(text.to_owned()));
         }
         let remedy = "write it as turn.example.org, without scheme and port";
         Err(self.bad("turn-host", text, "is not a host", remedy))
+    }
+
+    /// The name in a certificate.
+    pub(super) fn alternate_domain(&self) -> Result<Option<String>, ConfigError> {
+        let Some(text) = self.optional("alternate-domain")? else {
+            return Ok(None);
+        };
+        if is_host_name(text) && text.parse::<IpAddr>().is_err() {
+            return Ok(Some(text.to_owned()));
+        }
+        let remedy = "write it as turn2.example.org";
+        Err(self.bad("alternate-domain", text, "is not a DNS name", remedy))
     }
 
     pub(super) fn relay_ports(&self) -> Result<RangeInclusive<u16>, ConfigError> {
@@ -142,4 +153,10 @@ impl Reader<'_> {
         };
         values.map(parse).collect()
     }
+}
+
+/// Whether it has the characters and the length of a DNS name.
+fn is_host_name(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    text.len() <= 253 && text.chars().all(is_plain)
 }
