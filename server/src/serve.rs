@@ -32,6 +32,7 @@ use crate::control::thread::{Control, Ending, bind_admin, bind_noray_http};
 use crate::control::{doctor, logging, signals};
 use crate::mailbox::{Mailbox, Post};
 use crate::mmsg::Mmsg;
+use crate::mmsg::sys::huge_pages_where_advised;
 use crate::packet_io::{IoConfig, SetupError, StreamIo};
 use crate::ring::{self, Ring};
 use crate::shard::{EventLoop, NorayTimes, SocketMap};
@@ -534,6 +535,7 @@ fn try_run(sources: Sources) -> Result<(), ConfigError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    huge_pages_where_advised();
     let secret = secret::ServerSecret::load_or_create(&config)?;
     if let secret::SecretSource::MemoryOnly(why) = &secret.source {
         tracing::warn!(

@@ -185,14 +185,16 @@ fn memory_cost(
         least.process.resident_bytes()?
     };
     let sized = server.with_room_for(allocations);
-    let Started { process, at, .. } = sized.spawn(clients, core)?;
-    let mut turn = TurnClients::new(at, (0..allocations).map(|n| end(0, n)).collect());
+    let started = sized.spawn(clients, core)?;
+    started.warm_up(clients);
+    let ends = (0..allocations).map(|n| end(0, n)).collect();
+    let mut turn = TurnClients::new(started.at, ends);
     turn.allocate(clients)?;
     let peers: Vec<_> = (0..allocations)
         .map(|n| clients.address(end(1, n)))
         .collect();
     turn.bind(clients, 0x4000, &peers)?;
     wait_for_quiet(clients);
-    let after = process.resident_bytes()?;
+    let after = started.process.resident_bytes()?;
     Ok((after as f64 - before as f64) / allocations as f64)
 }

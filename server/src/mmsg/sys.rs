@@ -270,6 +270,21 @@ pub(crate) fn timespec(duration: std::time::Duration) -> libc::timespec {
     }
 }
 
+/// Lets the kernel give huge pages to memory that is advised to have them ([`super::slot_memory`]) and to no other: a table
+/// that grows would take 2 MiB at a time. Without it (kernels before 6.18) what the host's setting says holds.
+pub(crate) fn huge_pages_where_advised() {
+    // PR_THP_DISABLE_EXCEPT_ADVISED of include/uapi/linux/prctl.h.
+    let except_advised: libc::c_ulong = 1 << 1;
+    let (on, off): (libc::c_ulong, libc::c_ulong) = (1, 0);
+    // SAFETY: no memory is involved.
+    unsafe {
+        if libc::prctl(libc::PR_SET_THP_DISABLE, on, except_advised, off, off) != 0 {
+            // The allocator has switched them off for the whole process.
+            libc::prctl(libc::PR_SET_THP_DISABLE, off, off, off, off);
+        }
+    }
+}
+
 /// Lets this thread's timers fire on time; by default the kernel may be 50 us late, prctl(2).
 pub(crate) fn sharpen_timers() {
     let nanoseconds: libc::c_ulong = 1;
