@@ -16,6 +16,10 @@ use crate::relay::Endpoint;
 pub const BATCH: usize = 64;
 /// Largest datagram.
 pub const DATAGRAM_BYTES: usize = 2048;
+/// Datagrams of a train.
+pub const TRAIN: usize = 16;
+/// The longest train that can come: what one IP packet holds.
+const LONGEST_TRAIN_BYTES: usize = 1 << 16;
 const BUFFER_BYTES: i32 = 64 << 20;
 const CONTROL_BYTES: usize = 64;
 
@@ -30,10 +34,11 @@ struct Batch {
     names: Vec<libc::sockaddr_in>,
     controls: Vec<Control>,
     bytes: Vec<u8>,
+    slot_bytes: usize,
 }
 
 impl Batch {
-    fn new() -> Self {
+    fn new(slot_bytes: usize) -> Self {
         // SAFETY: all-zero is a valid value of these structures.
         let mut batch = unsafe {
             Self {
@@ -41,16 +46,13 @@ impl Batch {
                 iovecs: vec![zeroed(); BATCH],
                 names: vec![zeroed(); BATCH],
                 controls: vec![Control([0; CONTROL_BYTES]); BATCH],
-                bytes: vec![0; BATCH * DATAGRAM_BYTES],
+                bytes: vec![0; BATCH * slot_bytes],
+                slot_bytes,
             }
         };
         for i in 0..BATCH {
-            batch.iovecs[i].iov_base = batch
-                .bytes
-                .as_mut_ptr()
-                .wrapping_add(i * DATAGRAM_BYTES)
-                .cast();
-            batch.iovecs[i].iov_len = DATAGRAM_BYTES;
+            batch.iovecs[i].iov_base = batch.bytes.as_mut_ptr().wrapping_add(i * slot_bytes).cast();
+            batch.iovecs[i].iov_len = slot_bytes;
             let header = &mut batch.headers[i].msg_hdr;
             header.msg_name = batch.names.as_mut_ptr().wrapping_add(i).cast();
             header.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
@@ -63,8 +65,17 @@ impl Batch {
     }
 
     fn slot(&mut self, i: usize) -> &mut [u8] {
-        &mut self.bytes[i * DATAGRAM_BYTES..][..DATAGRAM_BYTES]
+        &mut self.bytes[i * self.slot_bytes..][..self.slot_bytes]
     }
+}
+
+/// What is staged in one slot: a datagram, or a train of them.
+#[derive(Clone, Copy)]
+struct Staged {
+    from: Endpoint,
+    to: SocketAddrV4,
+    segment_bytes: usize,
+    segments: usize,
 }
 
 /// A datagram that came.
@@ -83,9 +94,10 @@ pub struct Clients {
     sockets: Vec<UdpSocket>,
     ports: Vec<u16>,
     sending: Batch,
-    staged: usize,
-    staged_socket: usize,
+    staged: Vec<Staged>,
     receiving: Batch,
+    /// Whether neighbours leave as trains, and come so.
+    trains: bool,
     /// Datagrams that a full socket refused.
     pub refused: u64,
 }
@@ -134,12 +146,38 @@ impl Clients {
         Ok(Self {
             sockets: opened,
             ports,
-            sending: Batch::new(),
-            staged: 0,
-            staged_socket: 0,
-            receiving: Batch::new(),
+            sending: Batch::new(DATAGRAM_BYTES),
+            staged: Vec::with_capacity(BATCH),
+            receiving: Batch::new(DATAGRAM_BYTES),
+            trains: false,
             refused: 0,
         })
+    }
+
+    /// Whether datagrams of the same ends and length that are staged one after the other leave as trains (UDP_SEGMENT) of up to
+    /// [`TRAIN`], and trains are received whole (UDP_GRO, udp(7)). [`Clients::receive`] takes them apart.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no such trains.
+    pub fn set_trains(&mut self, trains: bool) -> io::Result<()> {
+        if trains == self.trains {
+            return Ok(());
+        }
+        self.flush();
+        for socket in &self.sockets {
+            set(socket, libc::SOL_UDP, libc::UDP_GRO, trains.into())?;
+        }
+        let (staged, received) = if trains {
+            // Room for a datagram that turns out not to belong to the train before it.
+            ((TRAIN + 1) * DATAGRAM_BYTES, LONGEST_TRAIN_BYTES)
+        } else {
+            (DATAGRAM_BYTES, DATAGRAM_BYTES)
+        };
+        self.sending = Batch::new(staged);
+        self.receiving = Batch::new(received);
+        self.trains = trains;
+        Ok(())
     }
 
     /// The address of an end.
@@ -155,12 +193,42 @@ impl Clients {
         to: SocketAddrV4,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) {
-        if self.staged == BATCH || (self.staged > 0 && self.staged_socket != from.socket) {
+        let last = self.staged.len().wrapping_sub(1);
+        if self.trains
+            && let Some(train) = self.staged.last_mut()
+            && (train.from, train.to) == (from, to)
+            && train.segments < TRAIN
+        {
+            let end = train.segments * train.segment_bytes;
+            let slot = self.sending.slot(last);
+            let len = write(&mut slot[end..end + DATAGRAM_BYTES]);
+            if len == train.segment_bytes {
+                train.segments += 1;
+            } else {
+                let own = slot[end..end + len].to_vec();
+                self.stage_alone(from, to, |slot| {
+                    slot[..len].copy_from_slice(&own);
+                    len
+                });
+            }
+            return;
+        }
+        self.stage_alone(from, to, write);
+    }
+
+    /// Stages one datagram that belongs to no train yet.
+    fn stage_alone(
+        &mut self,
+        from: Endpoint,
+        to: SocketAddrV4,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let other_socket = |staged: &Staged| staged.from.socket != from.socket;
+        if self.staged.len() == BATCH || self.staged.first().is_some_and(other_socket) {
             self.flush();
         }
-        self.staged_socket = from.socket;
-        let i = self.staged;
-        self.sending.iovecs[i].iov_len = write(self.sending.slot(i));
+        let i = self.staged.len();
+        let segment_bytes = write(&mut self.sending.slot(i)[..DATAGRAM_BYTES]);
         let name = &mut self.sending.names[i];
         name.sin_family = libc::AF_INET as libc::sa_family_t;
         name.sin_port = to.port().to_be();
@@ -173,32 +241,50 @@ impl Clients {
         control[16..20].fill(0);
         control[20..24].copy_from_slice(&from.ip.octets());
         control[24..32].fill(0);
-        self.sending.headers[i].msg_hdr.msg_controllen = 32;
-        self.staged += 1;
+        // A cmsghdr and the length of a train's datagrams.
+        control[32..40].copy_from_slice(&18usize.to_ne_bytes());
+        control[40..44].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
+        control[44..48].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
+        control[48..50].copy_from_slice(&(segment_bytes as u16).to_ne_bytes());
+        self.staged.push(Staged {
+            from,
+            to,
+            segment_bytes,
+            segments: 1,
+        });
     }
 
     /// Sends what is staged.
     pub fn flush(&mut self) {
+        let Some(first) = self.staged.first() else {
+            return;
+        };
+        let fd = self.sockets[first.from.socket].as_raw_fd();
+        for (i, staged) in self.staged.iter().enumerate() {
+            self.sending.iovecs[i].iov_len = staged.segments * staged.segment_bytes;
+            self.sending.headers[i].msg_hdr.msg_controllen =
+                if staged.segments > 1 { 56 } else { 32 };
+        }
         let mut at = 0;
-        while at < self.staged {
-            let fd = self.sockets[self.staged_socket].as_raw_fd();
+        while let Some(refused) = self.staged.get(at) {
             // SAFETY: the headers point at this batch's own arrays; the call is synchronous.
             let sent = unsafe {
                 let headers = self.sending.headers.as_mut_ptr().add(at);
-                libc::sendmmsg(fd, headers, (self.staged - at) as u32, libc::MSG_DONTWAIT)
+                let count = (self.staged.len() - at) as u32;
+                libc::sendmmsg(fd, headers, count, libc::MSG_DONTWAIT)
             };
             match usize::try_from(sent) {
                 Ok(sent) => at += sent,
                 Err(_) => {
-                    self.refused += 1;
+                    self.refused += refused.segments as u64;
                     at += 1;
                 }
             }
         }
-        self.staged = 0;
+        self.staged.clear();
     }
 
-    /// Receives one batch per socket; returns how many came.
+    /// Receives one batch per socket; returns how many datagrams came.
     pub fn receive(&mut self, mut each: impl FnMut(Arrived<'_>)) -> usize {
         let mut total = 0;
         for socket in 0..self.sockets.len() {
@@ -217,17 +303,19 @@ impl Clients {
                 let name = self.receiving.names[i];
                 let ip = Ipv4Addr::from(u32::from_be(name.sin_addr.s_addr));
                 let from = SocketAddr::from((ip, u16::from_be(name.sin_port)));
-                let control = &self.receiving.controls[i].0;
-                // in_pktinfo: interface, local address, destination address of the header.
-                let ip = Ipv4Addr::new(control[24], control[25], control[26], control[27]);
                 let len = self.receiving.headers[i].msg_len as usize;
-                let bytes = &self.receiving.bytes[i * DATAGRAM_BYTES..][..len];
-                each(Arrived {
-                    from,
-                    at: Endpoint { socket, ip },
-                    bytes,
-                });
-                total += 1;
+                let control_bytes = self.receiving.headers[i].msg_hdr.msg_controllen;
+                let control = &self.receiving.controls[i].0[..control_bytes];
+                let Ancillary { ip, segment_bytes } = Ancillary::read(control);
+                let at = Endpoint { socket, ip };
+                let segment_bytes = segment_bytes.unwrap_or(len).max(1);
+                // An empty datagram is one, too.
+                let (empty, bytes) = (len == 0, &self.receiving.slot(i)[..len]);
+                let segments = bytes.chunks(segment_bytes);
+                for bytes in segments.chain(empty.then_some(bytes)) {
+                    each(Arrived { from, at, bytes });
+                    total += 1;
+                }
             }
         }
         total
@@ -269,6 +357,44 @@ impl Clients {
     }
 }
 
+/// What the kernel says beside a datagram or a train.
+struct Ancillary {
+    /// Whom it was sent to.
+    ip: Ipv4Addr,
+    /// Of a train: the length of its datagrams, of which only the last may be shorter.
+    segment_bytes: Option<usize>,
+}
+
+impl Ancillary {
+    /// Reads control messages (cmsg(3)): headers of length, level and type, each padded to eight bytes.
+    fn read(mut control: &[u8]) -> Self {
+        let mut read = Self {
+            ip: Ipv4Addr::UNSPECIFIED,
+            segment_bytes: None,
+        };
+        while let Some((header, rest)) = control.split_first_chunk::<16>() {
+            let [.., l0, l1, l2, l3, t0, t1, t2, t3] = *header;
+            let level = i32::from_ne_bytes([l0, l1, l2, l3]);
+            let kind = i32::from_ne_bytes([t0, t1, t2, t3]);
+            match (level, kind, rest) {
+                // in_pktinfo: interface, local address, destination address of the header.
+                (libc::IPPROTO_IP, libc::IP_PKTINFO, [_, _, _, _, _, _, _, _, a, b, c, d, ..]) => {
+                    read.ip = Ipv4Addr::new(*a, *b, *c, *d);
+                }
+                (libc::SOL_UDP, libc::UDP_GRO, [a, b, c, d, ..]) => {
+                    read.segment_bytes = usize::try_from(i32::from_ne_bytes([*a, *b, *c, *d])).ok();
+                }
+                _ => {}
+            }
+            let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = *header;
+            let len = usize::from_ne_bytes([b0, b1, b2, b3, b4, b5, b6, b7]);
+            let next = len.next_multiple_of(8).max(16);
+            control = control.get(next..).unwrap_or_default();
+        }
+        read
+    }
+}
+
 fn set(socket: &impl AsRawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: the kernel reads `value` during the call only.
@@ -285,5 +411,74 @@ fn set(socket: &impl AsRawFd, level: i32, option: i32, value: i32) -> io::Result
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What arrives at the second socket of what `lengths` says that one end sends, numbered by their first byte.
+    fn arrivals(clients: &mut Clients, lengths: &[usize]) -> Vec<(u8, usize)> {
+        let [from, to] = [0, 1].map(|socket| Endpoint {
+            socket,
+            ip: Ipv4Addr::new(127, 3, 0, 7 + socket as u8),
+        });
+        let SocketAddr::V4(address) = clients.address(to) else {
+            unreachable!("the sockets are IPv4");
+        };
+        let source = clients.address(from);
+        for (n, &length) in lengths.iter().enumerate() {
+            clients.stage(from, address, |bytes| {
+                bytes[..length].fill(n as u8);
+                length
+            });
+        }
+        clients.flush();
+        let mut came = Vec::new();
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while came.len() < lengths.len() && Instant::now() < give_up {
+            clients.receive(|arrived| {
+                assert_eq!((arrived.from, arrived.at), (source, to));
+                assert!(arrived.bytes.iter().all(|byte| *byte == arrived.bytes[0]));
+                came.push((arrived.bytes[0], arrived.bytes.len()));
+            });
+        }
+        assert_eq!(clients.refused, 0);
+        came
+    }
+
+    fn numbered(lengths: &[usize]) -> Vec<(u8, usize)> {
+        let numbers = (0u8..).zip(lengths.iter().copied());
+        numbers.collect()
+    }
+
+    #[test]
+    fn trains_are_taken_apart() {
+        let mut clients = Clients::open(2).expect("sockets");
+        // Longer than a train, and cut by a datagram of another length.
+        let lengths: Vec<usize> = [vec![204; 20], vec![90], vec![204; 5]].concat();
+        assert_eq!(arrivals(&mut clients, &lengths), numbered(&lengths));
+        clients.set_trains(true).expect("UDP_GRO");
+        assert_eq!(arrivals(&mut clients, &lengths), numbered(&lengths));
+        assert_eq!(arrivals(&mut clients, &[1200; 64]), numbered(&[1200; 64]));
+        clients.set_trains(false).expect("UDP_GRO");
+        assert_eq!(arrivals(&mut clients, &lengths), numbered(&lengths));
+    }
+
+    #[test]
+    fn a_train_is_one_message() {
+        let mut clients = Clients::open(2).expect("sockets");
+        clients.set_trains(true).expect("UDP_GRO");
+        let from = Endpoint {
+            socket: 0,
+            ip: Ipv4Addr::LOCALHOST,
+        };
+        let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
+        for length in [100; TRAIN + 1].into_iter().chain([60, 60]) {
+            clients.stage(from, to, |_| length);
+        }
+        let segments: Vec<usize> = clients.staged.iter().map(|it| it.segments).collect();
+        assert_eq!(segments, [TRAIN, 1, 2]);
     }
 }

@@ -7,6 +7,7 @@
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use crate::clients::Clients;
 use crate::process::ServerProcess;
@@ -94,7 +95,7 @@ impl RelayServer for Forwarder {
         _payload_bytes: usize,
     ) -> io::Result<Running> {
         let arguments: Vec<&str> = self.arguments.iter().map(String::as_str).collect();
-        let mut process = ServerProcess::spawn(&self.program, &arguments, core)?;
+        let mut process = ServerProcess::spawn(&self.program, &arguments, core, Stdio::inherit())?;
         let end = |side: u8, socket, i: usize| {
             let [.., high, low] = (i as u32).to_be_bytes();
             Endpoint {

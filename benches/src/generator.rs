@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use waypost_proto::wire::stun::{Message, attr};
 
-use crate::clients::{Arrived, BATCH, Clients, DATAGRAM_BYTES};
+use crate::clients::{Arrived, BATCH, Clients, DATAGRAM_BYTES, TRAIN};
 use crate::process::we_waited_for_core;
 use crate::relay::{Arriving, Flow, Running};
 
@@ -21,37 +21,66 @@ const WINDOW: u64 = 1024;
 /// Least payload: time, flow, sequence number, checksum.
 pub const LEAST_PAYLOAD_BYTES: usize = 24;
 
+/// How datagrams are handed to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pattern {
+    /// One by one, each on the next flow.
+    Single,
+    /// [`TRAIN`] of a flow back to back.
+    Burst,
+    /// [`TRAIN`] of a flow as one UDP_SEGMENT train; answered in trains; both ends receive trains whole (UDP_GRO).
+    Train,
+}
+
+impl Pattern {
+    /// Datagrams of one flow that are sent back to back.
+    #[must_use]
+    pub const fn burst(self) -> usize {
+        match self {
+            Self::Single => 1,
+            Self::Burst | Self::Train => TRAIN,
+        }
+    }
+}
+
 /// What to put through a server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Load {
     /// Datagrams per second; `None`: as many as the server takes.
     pub per_second: Option<u64>,
-    /// Datagrams of one flow that are sent back to back.
-    pub burst: usize,
+    /// How they leave.
+    pub pattern: Pattern,
 }
 
 impl FromStr for Load {
     type Err = String;
 
-    /// `RATE` or `max`, with `burst:` in front for bursts of 16.
+    /// `RATE` or `max`, with `burst:` or `train:` in front.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (burst, rate) = match text.strip_prefix("burst:") {
-            Some(rate) => (16, rate),
-            None => (1, text),
+        let (pattern, rate) = match text.split_once(':') {
+            Some(("burst", rate)) => (Pattern::Burst, rate),
+            Some(("train", rate)) => (Pattern::Train, rate),
+            Some((other, _)) => return Err(format!("there is no {other}: load")),
+            None => (Pattern::Single, text),
         };
         let per_second = match rate {
             "max" => None,
             rate => Some(rate.parse().map_err(|error| format!("{rate}: {error}"))?),
         };
-        Ok(Self { per_second, burst })
+        Ok(Self {
+            per_second,
+            pattern,
+        })
     }
 }
 
 impl std::fmt::Display for Load {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.burst > 1 {
-            write!(f, "burst:")?;
-        }
+        f.write_str(match self.pattern {
+            Pattern::Single => "",
+            Pattern::Burst => "burst:",
+            Pattern::Train => "train:",
+        })?;
         match self.per_second {
             Some(rate) => write!(f, "{rate}"),
             None => write!(f, "max"),
@@ -343,7 +372,7 @@ fn waited(server: &Running) -> io::Result<Duration> {
 ///
 /// # Errors
 ///
-/// When the server has ended or the payload does not fit.
+/// When the server has ended, the payload does not fit, or the kernel has no trains and the load wants them.
 pub fn run(
     clients: &mut Clients,
     server: &Running,
@@ -351,6 +380,18 @@ pub fn run(
     shape: &Shape,
 ) -> io::Result<Outcome> {
     while clients.receive(|_| {}) > 0 {}
+    clients.set_trains(load.pattern == Pattern::Train)?;
+    let outcome = measure(clients, server, load, shape);
+    clients.set_trains(false)?;
+    outcome
+}
+
+fn measure(
+    clients: &mut Clients,
+    server: &Running,
+    load: Load,
+    shape: &Shape,
+) -> io::Result<Outcome> {
     clients.refused = 0;
     let mut run = Run::new(&server.flows, shape)?;
     let measure_from = run.started + shape.warm_up;
@@ -379,8 +420,9 @@ pub fn run(
         };
         // Bursts leave together on all flows; single datagrams one by one, or in whole batches
         // when the window opens.
-        let together = if load.burst > 1 {
-            load.burst * run.initiators.len()
+        let burst = load.pattern.burst();
+        let together = if burst > 1 {
+            burst * run.initiators.len()
         } else {
             1
         };
@@ -390,11 +432,11 @@ pub fn run(
             together
         };
         if due >= least as u64 {
-            let datagrams = (due as usize).min(together.max(BATCH)) / load.burst;
+            let datagrams = (due as usize).min(together.max(BATCH)) / burst;
             for _ in 0..datagrams {
-                run.send(clients, load.burst, now);
+                run.send(clients, burst, now);
             }
-            messages += (datagrams * load.burst) as u64;
+            messages += (datagrams * burst) as u64;
             clients.flush();
         }
         if run.receive(clients) > 0 {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use crate::clients::Clients;
@@ -129,7 +130,7 @@ impl Noray {
         let ports = format!("{first}-{}", first + 2499);
         let mut arguments = self.arguments.clone();
         arguments.extend(["--noray-relay-ports".to_owned(), ports]);
-        let mut process = ServerProcess::spawn(&program, &arguments, core)?;
+        let mut process = ServerProcess::spawn(&program, &arguments, core, Stdio::inherit())?;
         let (_, output) = process.pipes()?;
         let mut found = HashMap::new();
         for line in BufReader::new(output).lines() {

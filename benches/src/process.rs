@@ -14,17 +14,23 @@ use std::time::Duration;
 pub struct ServerProcess(Child);
 
 impl ServerProcess {
-    /// Starts a program with its threads confined to `core`.
+    /// Starts a program with its threads confined to `core`. `errors` is its standard error.
     ///
     /// # Errors
     ///
     /// When it cannot be started.
-    pub fn spawn(program: &Path, arguments: &[impl AsRef<OsStr>], core: usize) -> io::Result<Self> {
+    pub fn spawn(
+        program: &Path,
+        arguments: &[impl AsRef<OsStr>],
+        core: usize,
+        errors: Stdio,
+    ) -> io::Result<Self> {
         let mut command = Command::new(program);
         command
             .args(arguments)
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+            .stdout(Stdio::piped())
+            .stderr(errors);
         // SAFETY: between fork and exec only two system calls are made, and nothing is allocated.
         unsafe {
             command.pre_exec(move || {

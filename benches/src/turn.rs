@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use waypost_proto::addr::Addr;
@@ -48,6 +49,8 @@ pub struct TurnCommand {
     pub name: String,
     program: PathBuf,
     arguments: Vec<String>,
+    /// Whether its standard error is of interest.
+    is_loud: bool,
 }
 
 impl TurnCommand {
@@ -65,6 +68,7 @@ impl TurnCommand {
             name: name.to_owned(),
             program,
             arguments: words(usual).chain(more).collect(),
+            is_loud: true,
         })
     }
 
@@ -78,6 +82,8 @@ impl TurnCommand {
             name: name.to_owned(),
             program: program.to_owned(),
             arguments: words(arguments).collect(),
+            // It tells there of every protocol that the kernel has not.
+            is_loud: false,
         }
     }
 
@@ -94,6 +100,7 @@ impl TurnCommand {
             name: name.to_owned(),
             program: words.next().ok_or("the program is missing")?.into(),
             arguments: words.collect(),
+            is_loud: true,
         })
     }
 
@@ -122,7 +129,12 @@ impl TurnCommand {
             })
             .collect();
         let started = Instant::now();
-        let process = ServerProcess::spawn(&self.program, &arguments, core)?;
+        let errors = if self.is_loud {
+            Stdio::inherit()
+        } else {
+            Stdio::null()
+        };
+        let process = ServerProcess::spawn(&self.program, &arguments, core, errors)?;
         let binding = binding_request();
         let asker = end(0, ASKER);
         let mut answered = false;

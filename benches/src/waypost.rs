@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use waypost_proto::agent::{Agent, Config, Event, HostConfig, PathPolicy, Probing, Target};
@@ -80,7 +81,8 @@ impl Waypost {
     ///
     /// When it cannot be started or does not say where it listens.
     pub fn spawn(&self, core: usize) -> io::Result<(ServerProcess, SocketAddr)> {
-        let mut process = ServerProcess::spawn(&self.program, &self.arguments, core)?;
+        let mut process =
+            ServerProcess::spawn(&self.program, &self.arguments, core, Stdio::inherit())?;
         let (_, output) = process.pipes()?;
         for line in BufReader::new(output).lines() {
             let line = line?;

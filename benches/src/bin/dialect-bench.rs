@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead as _, BufReader};
 use std::net::SocketAddrV4;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -146,7 +147,8 @@ fn round(arguments: &Arguments, dialect: Dialect) -> io::Result<Vec<(&'static st
         &listen,
         "127.0.0.1:0",
     ];
-    let mut process = ServerProcess::spawn(&program, &options, arguments.server_core)?;
+    let mut process =
+        ServerProcess::spawn(&program, &options, arguments.server_core, Stdio::inherit())?;
     let (_stdin, output) = process.pipes()?;
     let begins = format!("listening {} ", dialect.name());
     let mut lines = BufReader::new(output).lines();

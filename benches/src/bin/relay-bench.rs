@@ -21,7 +21,7 @@ use waypost_benches::relay::RelayServer;
 use waypost_benches::turn::{Mode, Topology, TurnCommand, TurnRelay};
 use waypost_benches::waypost::Waypost;
 
-/// Flows of the loads that send in bursts.
+/// Flows of the loads that send in bursts or trains.
 const BURST_FLOWS: usize = 8;
 
 /// Runs that waited for their cores less than this part of the time count for losses.
@@ -47,7 +47,8 @@ struct Arguments {
     /// are replaced.
     #[arg(long, value_parser = TurnCommand::parse)]
     turn_server: Vec<TurnCommand>,
-    /// Packets per second, or `max`; `burst:` in front for bursts of 16 on 8 flows.
+    /// Packets per second, or `max`; `burst:` in front for bursts of 16 on 8 flows, `train:` for the same handed over as
+    /// UDP_SEGMENT trains, to receivers with UDP_GRO.
     #[arg(
         long,
         value_delimiter = ',',
@@ -60,7 +61,7 @@ struct Arguments {
     /// Measured seconds of each run.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Flows of the loads without bursts.
+    /// Flows of the loads without bursts and trains.
     #[arg(long, default_value_t = 1000)]
     flows: usize,
     /// Payload bytes, without the server's header.
@@ -203,7 +204,7 @@ fn main() -> io::Result<ExitCode> {
         "faults"
     );
     for &load in &arguments.loads {
-        let flows = if load.burst > 1 {
+        let flows = if load.pattern.burst() > 1 {
             BURST_FLOWS
         } else {
             arguments.flows
