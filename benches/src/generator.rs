@@ -41,6 +41,29 @@ impl Pattern {
             Self::Burst | Self::Train => TRAIN,
         }
     }
+
+    /// What stands before a load's rate.
+    #[must_use]
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            Self::Single => "",
+            Self::Burst => "burst:",
+            Self::Train => "train:",
+        }
+    }
+
+    /// The pattern that a load's text names, and the text of its rate.
+    ///
+    /// # Errors
+    /// When it names one that does not exist.
+    pub fn split(text: &str) -> Result<(Self, &str), String> {
+        match text.split_once(':') {
+            Some(("burst", rate)) => Ok((Self::Burst, rate)),
+            Some(("train", rate)) => Ok((Self::Train, rate)),
+            Some((other, _)) => Err(format!("there is no pattern {other}")),
+            None => Ok((Self::Single, text)),
+        }
+    }
 }
 
 /// What to put through a server.
@@ -57,12 +80,7 @@ impl FromStr for Load {
 
     /// `RATE` or `max`, with `burst:` or `train:` in front.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (pattern, rate) = match text.split_once(':') {
-            Some(("burst", rate)) => (Pattern::Burst, rate),
-            Some(("train", rate)) => (Pattern::Train, rate),
-            Some((other, _)) => return Err(format!("there is no {other}: load")),
-            None => (Pattern::Single, text),
-        };
+        let (pattern, rate) = Pattern::split(text)?;
         let per_second = match rate {
             "max" => None,
             rate => Some(rate.parse().map_err(|error| format!("{rate}: {error}"))?),
@@ -76,11 +94,7 @@ impl FromStr for Load {
 
 impl std::fmt::Display for Load {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self.pattern {
-            Pattern::Single => "",
-            Pattern::Burst => "burst:",
-            Pattern::Train => "train:",
-        })?;
+        f.write_str(self.pattern.prefix())?;
         match self.per_second {
             Some(rate) => write!(f, "{rate}"),
             None => write!(f, "max"),

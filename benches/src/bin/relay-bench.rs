@@ -9,15 +9,17 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Parser;
 use waypost_benches::clients::Clients;
 use waypost_benches::forwarder::Forwarder;
-use waypost_benches::generator::{Load, Outcome, Shape, run};
+use waypost_benches::generator::{Load, Outcome, Pattern, Shape, run};
 use waypost_benches::noray::Noray;
 use waypost_benches::process::pin_to_core;
 use waypost_benches::relay::RelayServer;
+use waypost_benches::spread::{Spread, number};
 use waypost_benches::turn::{Mode, Topology, TurnCommand, TurnRelay};
 use waypost_benches::waypost::Waypost;
 
@@ -26,6 +28,26 @@ const BURST_FLOWS: usize = 8;
 
 /// Runs that waited for their cores less than this part of the time count for losses.
 const UNDISTURBED: f64 = 0.05;
+
+/// A load as it is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Offered {
+    /// This one.
+    Load(Load),
+    /// Half of what the slowest of the servers took of this pattern at saturation.
+    Half(Pattern),
+}
+
+impl FromStr for Offered {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match Pattern::split(text)? {
+            (pattern, "half") => Ok(Self::Half(pattern)),
+            _ => text.parse().map(Self::Load),
+        }
+    }
+}
 
 /// CPU time per relayed packet.
 #[derive(Parser)]
@@ -47,14 +69,14 @@ struct Arguments {
     /// are replaced.
     #[arg(long, value_parser = TurnCommand::parse)]
     turn_server: Vec<TurnCommand>,
-    /// Packets per second, or `max`; `burst:` in front for bursts of 16 on 8 flows, `train:` for the same handed over as
+    /// Packets per second, `max`, or, after that, `half`: half of what the slowest of the servers took; `burst:` in front for bursts of 16 on 8 flows, `train:` for the same handed over as
     /// UDP_SEGMENT trains, to receivers with UDP_GRO.
     #[arg(
         long,
         value_delimiter = ',',
         default_value = "5000,20000,40000,max,burst:40000,burst:max"
     )]
-    loads: Vec<Load>,
+    loads: Vec<Offered>,
     /// Rounds over all servers.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -67,6 +89,9 @@ struct Arguments {
     /// Payload bytes, without the server's header.
     #[arg(long, default_value_t = 200)]
     payload: usize,
+    /// Prints a Markdown table, with the spread of each figure.
+    #[arg(long)]
+    markdown: bool,
     /// The core of the server.
     #[arg(long, default_value_t = 0)]
     server_core: usize,
@@ -167,28 +192,111 @@ fn waypost(name: &str, variant: &str) -> io::Result<Box<dyn RelayServer>> {
     Ok(Box::new(server))
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+/// All rounds of one server under one load.
+struct Row<'a> {
+    load: String,
+    server: &'a str,
+    outcomes: Vec<Outcome>,
+    /// The CPU time per packet by that of the first server in the same round.
+    ratio: f64,
 }
 
-fn main() -> io::Result<ExitCode> {
-    let arguments = Arguments::parse();
-    let servers: Vec<_> = arguments
-        .servers
-        .iter()
-        .map(|name| server(name, &arguments))
-        .collect::<Result<_, _>>()?;
-    pin_to_core(arguments.generator_core)?;
-    let mut clients = Clients::open(2)?;
-    let shape = Shape {
-        payload_bytes: arguments.payload,
-        warm_up: Duration::from_millis(300),
-        measured: Duration::from_secs_f64(arguments.seconds),
-    };
-    let mut faults = false;
+impl Row<'_> {
+    fn of(&self, value: fn(&Outcome) -> f64) -> Spread {
+        Spread::of(self.outcomes.iter().map(value))
+    }
+
+    fn sum(&self, count: fn(&Outcome) -> u64) -> u64 {
+        self.outcomes.iter().map(count).sum()
+    }
+
+    fn lost(&self) -> u64 {
+        self.sum(|outcome| outcome.lost)
+    }
+
+    /// Datagrams that came out wrong, whatever was wrong with them.
+    fn wrong(&self) -> u64 {
+        self.sum(|it| it.duplicated + it.reordered + it.misdelivered + it.corrupt)
+    }
+
+    /// Whether the server did something that it must not.
+    fn is_faulty(&self, is_saturated: bool) -> bool {
+        let undisturbed = |outcome: &&Outcome| outcome.waiting() < UNDISTURBED;
+        let alone = self.outcomes.iter().filter(undisturbed);
+        let lost_alone: u64 = alone.map(|outcome| outcome.lost).sum();
+        self.wrong() > 0 || (lost_alone > 0 && !is_saturated)
+    }
+
+    /// Median, 99th and 99.9th percentile of the latency, microseconds.
+    fn latencies(&self) -> [Spread; 3] {
+        [
+            self.of(|outcome| outcome.median_latency.as_secs_f64() * 1e6),
+            self.of(|outcome| outcome.p99_latency.as_secs_f64() * 1e6),
+            self.of(|outcome| outcome.p999_latency.as_secs_f64() * 1e6),
+        ]
+    }
+
+    fn print(&self) {
+        let cpu = self.of(Outcome::cpu_us_per_datagram);
+        let [median, p99, p999] = self.latencies().map(|latency| latency.median);
+        println!(
+            "{:<16} {:<22} {:>9.2} {:>17} {:>6.2} {:>9.0} {:>6.2} {:>8.3} {:>9.0} {:>9.0} {:>9.0} {:>6} {:>6}",
+            self.load,
+            self.server,
+            cpu.median,
+            cpu.ends(),
+            self.ratio,
+            self.of(Outcome::per_second).median,
+            self.of(Outcome::utilisation).median,
+            self.of(Outcome::waiting).median,
+            median,
+            p99,
+            p999,
+            self.lost(),
+            self.wrong(),
+        );
+    }
+
+    fn print_markdown(&self) {
+        let [median, p99, p999] = self.latencies();
+        println!(
+            "| {} | {} | {} | {:.2} | {} | {median} | {p99} | {p999} | {} | {} |",
+            self.load,
+            self.server,
+            self.of(Outcome::cpu_us_per_datagram),
+            self.ratio,
+            self.of(Outcome::per_second),
+            number(self.of(Outcome::waiting).median),
+            self.lost(),
+        );
+    }
+
+    fn tell_faults(&self) {
+        if self.wrong() > 0 {
+            let [doubled, late, elsewhere, changed] = [
+                self.sum(|outcome| outcome.duplicated),
+                self.sum(|outcome| outcome.reordered),
+                self.sum(|outcome| outcome.misdelivered),
+                self.sum(|outcome| outcome.corrupt),
+            ];
+            eprintln!(
+                "{}: {doubled} doubled, {late} out of order, {elsewhere} at the wrong end, {changed} changed",
+                self.server
+            );
+        }
+    }
+}
+
+fn print_head(arguments: &Arguments) {
+    if arguments.markdown {
+        println!(
+            "| load | server | CPU us per packet | of the first | packets/s | p50 us | p99 us | p99.9 us | waiting | lost |\n\
+             |---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+        );
+        return;
+    }
     println!(
-        "{:<12} {:<22} {:>9} {:>17} {:>6} {:>9} {:>6} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}",
+        "{:<16} {:<22} {:>9} {:>17} {:>6} {:>9} {:>6} {:>8} {:>9} {:>9} {:>9} {:>6} {:>6}",
         "load",
         "server",
         "us/packet",
@@ -203,70 +311,97 @@ fn main() -> io::Result<ExitCode> {
         "lost",
         "faults"
     );
-    for &load in &arguments.loads {
-        let flows = if load.pattern.burst() > 1 {
-            BURST_FLOWS
-        } else {
-            arguments.flows
-        };
-        let mut outcomes_of_all: Vec<Vec<Outcome>> = vec![Vec::new(); servers.len()];
-        for _ in 0..arguments.rounds {
-            for (server, outcomes) in servers.iter().zip(&mut outcomes_of_all) {
-                let running = server.start(
-                    &mut clients,
-                    arguments.server_core,
-                    flows,
-                    arguments.payload,
-                )?;
-                outcomes.push(run(&mut clients, &running, load, &shape)?);
-            }
+}
+
+/// Puts a load through all servers, in turns.
+fn rows<'a>(
+    servers: &'a [Box<dyn RelayServer>],
+    clients: &mut Clients,
+    load: Load,
+    arguments: &Arguments,
+) -> io::Result<Vec<Row<'a>>> {
+    let flows = match load.pattern {
+        Pattern::Single => arguments.flows,
+        Pattern::Burst | Pattern::Train => BURST_FLOWS,
+    };
+    let shape = Shape {
+        payload_bytes: arguments.payload,
+        warm_up: Duration::from_millis(300),
+        measured: Duration::from_secs_f64(arguments.seconds),
+    };
+    let mut outcomes_of_all: Vec<Vec<Outcome>> = vec![Vec::new(); servers.len()];
+    for _ in 0..arguments.rounds {
+        for (server, outcomes) in servers.iter().zip(&mut outcomes_of_all) {
+            let running = server.start(clients, arguments.server_core, flows, arguments.payload)?;
+            outcomes.push(run(clients, &running, load, &shape)?);
         }
-        for (server, outcomes) in servers.iter().zip(&outcomes_of_all) {
-            let of = |value: fn(&Outcome) -> f64| outcomes.iter().map(value).collect::<Vec<_>>();
-            let cpu = of(Outcome::cpu_us_per_datagram);
-            let first = outcomes_of_all[0].iter();
-            let ratios = first
-                .zip(outcomes)
-                .map(|(first, own)| own.cpu_us_per_datagram() / first.cpu_us_per_datagram())
-                .collect();
-            let least = cpu.iter().copied().fold(f64::INFINITY, f64::min);
-            let most = cpu.iter().copied().fold(0.0, f64::max);
-            let sum = |count: fn(&Outcome) -> u64| outcomes.iter().map(count).sum::<u64>();
-            let lost = sum(|outcome| outcome.lost);
-            let wrong = sum(|outcome| {
-                outcome.duplicated + outcome.reordered + outcome.misdelivered + outcome.corrupt
-            });
-            let undisturbed = |outcome: &&Outcome| outcome.waiting() < UNDISTURBED;
-            let lost_alone: u64 = outcomes.iter().filter(undisturbed).map(|o| o.lost).sum();
-            if wrong > 0 {
-                let [doubled, late, elsewhere, changed] = [
-                    sum(|outcome| outcome.duplicated),
-                    sum(|outcome| outcome.reordered),
-                    sum(|outcome| outcome.misdelivered),
-                    sum(|outcome| outcome.corrupt),
-                ];
-                println!(
-                    "{}: {doubled} doubled, {late} out of order, {elsewhere} at the wrong end, {changed} changed",
-                    server.name()
-                );
+    }
+    let of_first: Vec<f64> = outcomes_of_all[0]
+        .iter()
+        .map(Outcome::cpu_us_per_datagram)
+        .collect();
+    let row = |server: &'a dyn RelayServer, outcomes: Vec<Outcome>| {
+        let own = outcomes.iter().map(Outcome::cpu_us_per_datagram);
+        Row {
+            load: load.to_string(),
+            server: server.name(),
+            ratio: Spread::of(own.zip(&of_first).map(|(own, first)| own / first)).median,
+            outcomes,
+        }
+    };
+    let all = servers.iter().zip(outcomes_of_all);
+    Ok(all.map(|(server, it)| row(server.as_ref(), it)).collect())
+}
+
+fn main() -> io::Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let servers: Vec<_> = arguments
+        .servers
+        .iter()
+        .map(|name| server(name, &arguments))
+        .collect::<Result<_, _>>()?;
+    if servers.is_empty() {
+        return Err(io::Error::other("name a server"));
+    }
+    pin_to_core(arguments.generator_core)?;
+    let mut clients = Clients::open(2)?;
+    let mut faults = false;
+    // By pattern: what the slowest server took.
+    let mut saturation: Vec<(Pattern, f64)> = Vec::new();
+    print_head(&arguments);
+    for &offered in &arguments.loads {
+        let load = match offered {
+            Offered::Load(load) => load,
+            Offered::Half(pattern) => {
+                let found = saturation.iter().find(|(of, _)| *of == pattern);
+                let (_, least) = found.ok_or_else(|| {
+                    io::Error::other(format!(
+                        "{0}half comes after {0}max in --loads",
+                        pattern.prefix()
+                    ))
+                })?;
+                Load {
+                    per_second: Some((least / 2.0) as u64),
+                    pattern,
+                }
             }
-            faults |= wrong > 0 || (lost_alone > 0 && load.per_second.is_some());
-            println!(
-                "{:<12} {:<22} {:>9.2} {:>17} {:>6.2} {:>9.0} {:>6.2} {:>8.3} {:>9.0} {:>9.0} {:>9.0} {:>6} {:>6}",
-                load.to_string(),
-                server.name(),
-                median(cpu),
-                format!("({least:.2}..{most:.2})"),
-                median(ratios),
-                median(of(Outcome::per_second)),
-                median(of(Outcome::utilisation)),
-                median(of(Outcome::waiting)),
-                median(of(|outcome| outcome.median_latency.as_secs_f64() * 1e6)),
-                median(of(|outcome| outcome.p99_latency.as_secs_f64() * 1e6)),
-                median(of(|outcome| outcome.p999_latency.as_secs_f64() * 1e6)),
-                lost,
-                wrong,
-            );
+        };
+        let mut rows = rows(&servers, &mut clients, load, &arguments)?;
+        if load.per_second.is_none() {
+            let medians = rows.iter().map(|row| row.of(Outcome::per_second).median);
+            saturation.push((load.pattern, medians.fold(f64::INFINITY, f64::min)));
+        }
+        for row in &mut rows {
+            if offered != Offered::Load(load) {
+                row.load = format!("{load} (half)");
+            }
+            row.tell_faults();
+            faults |= row.is_faulty(load.per_second.is_none());
+            if arguments.markdown {
+                row.print_markdown();
+            } else {
+                row.print();
+            }
         }
     }
     Ok(if faults {

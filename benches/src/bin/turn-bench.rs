@@ -3,10 +3,12 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use waypost_benches::clients::Clients;
 use waypost_benches::process::pin_to_core;
+use waypost_benches::spread::Spread;
 use waypost_benches::turn::{Started, TurnCommand, end};
 use waypost_benches::turn_client::TurnClients;
 use waypost_benches::waypost::wait_for_quiet;
@@ -36,6 +38,9 @@ struct Arguments {
     /// Rounds over all servers.
     #[arg(long, default_value_t = 3, global = true)]
     rounds: usize,
+    /// Prints a Markdown table.
+    #[arg(long, global = true)]
+    markdown: bool,
     /// The core of the server.
     #[arg(long, default_value_t = 0, global = true)]
     server_core: usize,
@@ -48,8 +53,8 @@ struct Arguments {
 enum What {
     /// Challenge, Allocate and Refresh to 0, each from a new five-tuple.
     Cycles {
-        /// Cycles of each round.
-        #[arg(long, default_value_t = 10_000)]
+        /// Cycles of each round; fewer than relay ports, because a server may hold a port back for a while.
+        #[arg(long, default_value_t = 8_000)]
         cycles: usize,
         /// Allocations that live at the same time.
         #[arg(long, default_value_t = 64)]
@@ -75,36 +80,46 @@ fn main() -> io::Result<()> {
         .collect::<io::Result<Vec<_>>>()?;
     let mut clients = Clients::open(2)?;
     let core = arguments.server_core;
-    let unit = match arguments.what {
-        What::Cycles { .. } => "us of server CPU per cycle",
-        What::Memory { .. } => "resident bytes per allocation",
-        What::Start => "ms until the first answer",
+    let units: &[&str] = match arguments.what {
+        What::Cycles { .. } => &[
+            "us of server CPU per cycle",
+            "cycles per second",
+            "of the core in use meanwhile",
+        ],
+        What::Memory { .. } => &["resident bytes per allocation"],
+        What::Start => &["ms until the first answer"],
     };
-    let mut figures = vec![Vec::new(); servers.len()];
+    let mut rounds_of_all = vec![Vec::new(); servers.len()];
     for _ in 0..arguments.rounds {
-        for (server, figures) in servers.iter().zip(&mut figures) {
-            figures.push(match arguments.what {
+        for (server, rounds) in servers.iter().zip(&mut rounds_of_all) {
+            rounds.push(match arguments.what {
                 What::Cycles { cycles, at_once } => {
-                    cycle_cost(server, &mut clients, core, cycles, at_once)?
+                    cycle_cost(server, &mut clients, core, cycles, at_once)?.to_vec()
                 }
                 What::Memory { allocations } => {
-                    memory_cost(server, &mut clients, core, allocations)?
+                    vec![memory_cost(server, &mut clients, core, allocations)?]
                 }
                 What::Start => {
                     let started = server.spawn(&mut clients, core)?;
-                    started.ready_after.as_secs_f64() * 1e3
+                    vec![started.ready_after.as_secs_f64() * 1e3]
                 }
             });
         }
     }
-    for (server, mut figures) in servers.iter().zip(figures) {
-        figures.sort_by(f64::total_cmp);
-        let (least, most) = (figures[0], figures[figures.len() - 1]);
-        let median = figures[figures.len() / 2];
-        println!(
-            "{:<16} {median:>10.2} ({least:.2}..{most:.2}) {unit}",
-            server.name
-        );
+    if arguments.markdown {
+        println!("| server | {} |", units.join(" | "));
+        println!("|---|{}", "--:|".repeat(units.len()));
+    }
+    for (server, rounds) in servers.iter().zip(&rounds_of_all) {
+        let spreads = (0..units.len()).map(|n| Spread::of(rounds.iter().map(|round| round[n])));
+        if arguments.markdown {
+            let cells: Vec<String> = spreads.map(|spread| spread.to_string()).collect();
+            println!("| {} | {} |", server.name, cells.join(" | "));
+        } else {
+            for (spread, unit) in spreads.zip(units) {
+                println!("{:<16} {spread} {unit}", server.name);
+            }
+        }
     }
     Ok(())
 }
@@ -121,15 +136,17 @@ fn command(name: &str, arguments: &Arguments) -> io::Result<TurnCommand> {
     }
 }
 
+/// CPU time per cycle in microseconds, cycles per second, and how much of its core the server used.
 fn cycle_cost(
     server: &TurnCommand,
     clients: &mut Clients,
     core: usize,
     cycles: usize,
     at_once: usize,
-) -> io::Result<f64> {
+) -> io::Result<[f64; 3]> {
     let Started { process, at, .. } = server.spawn(clients, core)?;
     let before = process.cpu_time()?;
+    let begun = Instant::now();
     let mut done = 0;
     while done < cycles {
         let ends = (done..done + at_once).map(|n| end(0, n % ENDS)).collect();
@@ -138,9 +155,14 @@ fn cycle_cost(
         turn.give_back(clients)?;
         done += at_once;
     }
-    let cpu = process.cpu_time()? - before;
+    let cpu = (process.cpu_time()? - before).as_secs_f64();
+    let elapsed = begun.elapsed().as_secs_f64();
     wait_for_quiet(clients);
-    Ok(cpu.as_secs_f64() * 1e6 / done as f64)
+    Ok([
+        cpu * 1e6 / done as f64,
+        done as f64 / elapsed,
+        cpu / elapsed,
+    ])
 }
 
 fn memory_cost(
