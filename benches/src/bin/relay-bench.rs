@@ -52,7 +52,7 @@ impl FromStr for Offered {
 /// CPU time per relayed packet.
 #[derive(Parser)]
 struct Arguments {
-    /// Servers, of: bare-uring, bare-mmsg, ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N sessions,
+    /// Servers, of: bare-uring, bare-mmsg (with +gro behind it: trains are received whole), ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N sessions,
     /// whatever --flows says) behind it. TURN servers are named with the load's shape in front: `peer:` (client to a peer that sends back; bare-uring and bare-mmsg too),
     /// `pairs:` (client to client), `peer-ind:`, `pairs-ind:` (the same in indications); behind it waypost (with -mmsg, +50us), coturn,
     /// or a name given by --turn-server.
@@ -102,8 +102,8 @@ struct Arguments {
 
 fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>> {
     match name.split_once(':') {
-        Some(("peer", server @ ("bare-uring" | "bare-mmsg"))) => {
-            return Ok(Box::new(Forwarder::beside_us(name, server, &[], true)?));
+        Some(("peer", bare)) if bare.starts_with("bare-") => {
+            return Ok(Box::new(bare_forwarder(name, bare, true)?));
         }
         Some((shape, server)) => return turn_server(name, shape, server, arguments),
         None => {}
@@ -119,8 +119,10 @@ fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>>
     if let Some(variant) = name.strip_prefix("waypost") {
         return waypost(name, variant);
     }
+    if name.starts_with("bare-") {
+        return Ok(Box::new(bare_forwarder(name, name, false)?));
+    }
     let (program, arguments): (_, &[&str]) = match name {
-        "bare-uring" | "bare-mmsg" => (name, &[]),
         "ring" => ("face-forwarder", &["--io", "ring"]),
         "ring+50us" => ("face-forwarder", &["--io", "ring", "--coalesce-us", "50"]),
         "ring+100us" => ("face-forwarder", &["--io", "ring", "--coalesce-us", "100"]),
@@ -131,6 +133,18 @@ fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>>
     Ok(Box::new(Forwarder::beside_us(
         name, program, arguments, false,
     )?))
+}
+
+/// `bare-uring` or `bare-mmsg`; with `+gro` behind it, it receives trains whole.
+fn bare_forwarder(name: &str, bare: &str, is_answered: bool) -> io::Result<Forwarder> {
+    let (program, arguments): (_, &[&str]) = match bare.strip_suffix("+gro") {
+        Some(program) => (program, &["--gro"]),
+        None => (bare, &[]),
+    };
+    if !matches!(program, "bare-uring" | "bare-mmsg") {
+        return Err(io::Error::other(format!("there is no server {name}")));
+    }
+    Forwarder::beside_us(name, program, arguments, is_answered)
 }
 
 /// A TURN server under the shape of load that stands before its name.
