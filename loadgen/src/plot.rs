@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 250.0;
-const LEFT: f64 = 62.0;
+const LEFT: f64 = 66.0;
 const RIGHT: f64 = 30.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 38.0;
@@ -189,11 +189,13 @@ impl Plot {
                 at + 4.0
             );
         }
-        for &tick in &x.ticks {
+        for (n, &tick) in x.ticks.iter().enumerate() {
             let (at, text) = (at_x(tick), (self.x.tick)(tick));
+            // A narrow page leaves out every other one.
+            let class = if n % 2 == 0 { "tick" } else { "tick odd" };
             let _ = writeln!(
                 out,
-                r#"<text class="tick" x="{at:.1}" y="{:.1}" text-anchor="middle">{text}</text>"#,
+                r#"<text class="{class}" x="{at:.1}" y="{:.1}" text-anchor="middle">{text}</text>"#,
                 bottom + 16.0
             );
         }
@@ -203,16 +205,23 @@ impl Plot {
             HEIGHT - 4.0,
             self.x.name
         );
-        if let Some((value, text)) = &self.limit {
+        if let Some((value, _)) = &self.limit {
             let at = at_y(*value);
             let _ = writeln!(
                 out,
-                r#"<line class="limit" x1="{LEFT}" x2="{right}" y1="{at:.1}" y2="{at:.1}"/><text class="tick" x="{right}" y="{:.1}" text-anchor="end">{text}</text>"#,
-                at - 4.0
+                r#"<line class="limit" x1="{LEFT}" x2="{right}" y1="{at:.1}" y2="{at:.1}"/>"#
             );
         }
         for line in &self.lines {
             self.write_line(out, line, &at_x, &at_y);
+        }
+        // Above the lines, which it must not be lost among.
+        if let Some((value, text)) = &self.limit {
+            let _ = writeln!(
+                out,
+                r#"<text class="tick over" x="{right}" y="{:.1}" text-anchor="end">{text}</text>"#,
+                at_y(*value) - 4.0
+            );
         }
     }
 
