@@ -18,8 +18,8 @@ pub const BATCH: usize = 64;
 pub const DATAGRAM_BYTES: usize = 2048;
 /// Datagrams of a train.
 pub const TRAIN: usize = 16;
-/// The longest train that can come: what one IP packet holds.
-const LONGEST_TRAIN_BYTES: usize = 1 << 16;
+/// Room for the longest train that can come: what one IP packet holds.
+pub const GRO_SLOT_BYTES: usize = 1 << 16;
 const BUFFER_BYTES: i32 = 64 << 20;
 const CONTROL_BYTES: usize = 64;
 
@@ -166,11 +166,11 @@ impl Clients {
         }
         self.flush();
         for socket in &self.sockets {
-            set(socket, libc::SOL_UDP, libc::UDP_GRO, trains.into())?;
+            receive_trains(socket, trains)?;
         }
         let (staged, received) = if trains {
             // Room for a datagram that turns out not to belong to the train before it.
-            ((TRAIN + 1) * DATAGRAM_BYTES, LONGEST_TRAIN_BYTES)
+            ((TRAIN + 1) * DATAGRAM_BYTES, GRO_SLOT_BYTES)
         } else {
             (DATAGRAM_BYTES, DATAGRAM_BYTES)
         };
@@ -355,6 +355,21 @@ impl Clients {
         }
         Err(io::ErrorKind::TimedOut.into())
     }
+}
+
+/// Whether trains come to a socket whole (UDP_GRO).
+///
+/// # Errors
+///
+/// When the kernel has no such trains.
+pub fn receive_trains(socket: &UdpSocket, whole: bool) -> io::Result<()> {
+    set(socket, libc::SOL_UDP, libc::UDP_GRO, whole.into())
+}
+
+/// The length of a train's datagrams by the control messages that came with it; `None` for a single datagram.
+#[must_use]
+pub fn segment_bytes(control: &[u8]) -> Option<usize> {
+    Ancillary::read(control).segment_bytes
 }
 
 /// What the kernel says beside a datagram or a train.

@@ -44,6 +44,22 @@ pub fn read_destinations() -> io::Result<Vec<SocketAddrV4>> {
     Ok(destinations)
 }
 
+/// The forwarder's side: replaces the index at the start of a packet, or of each of a train, and returns it. `None` if a packet is
+/// too short for one, or a train is not for one destination.
+#[must_use]
+pub fn relabel(packets: &mut [u8], segment_bytes: usize) -> Option<usize> {
+    let mut to = None;
+    for packet in packets.chunks_mut(segment_bytes.max(1)) {
+        let index = packet.first_chunk_mut::<HEADER_BYTES>()?;
+        let own = u32::from_be_bytes(*index) as usize;
+        if *to.get_or_insert(own) != own {
+            return None;
+        }
+        *index = HEADER;
+    }
+    to
+}
+
 /// The forwarder's side: tells where it listens.
 ///
 /// # Errors
@@ -152,5 +168,21 @@ impl RelayServer for Forwarder {
             process,
             flows: ends.into_iter().enumerate().map(flow).collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_train_is_relabelled_whole_or_not_forwarded() {
+        let mut train = [&7u32.to_be_bytes()[..], b"abcd"].concat().repeat(3);
+        assert_eq!(relabel(&mut train, 8), Some(7));
+        assert_eq!(train, b"fwd!abcd".repeat(3));
+        let mut mixed = [7u32.to_be_bytes(), 8u32.to_be_bytes()].concat();
+        assert_eq!(relabel(&mut mixed, 4), None);
+        assert_eq!(relabel(&mut [0; 3], 3), None);
+        assert_eq!(relabel(&mut [0; 7], 4), None, "the last one is too short");
     }
 }

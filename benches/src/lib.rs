@@ -8,6 +8,7 @@ pub mod noray;
 pub mod process;
 pub mod relay;
 pub mod sans_io;
+pub mod shards;
 pub mod spread;
 pub mod turn;
 pub mod turn_client;

@@ -182,7 +182,8 @@ impl Group {
     }
 }
 
-/// Sets sessions up and returns when the members of each know each other.
+/// Sets sessions up and returns when the members of each know each other. `end` says where a member is; members are counted over
+/// all sessions.
 ///
 /// # Errors
 ///
@@ -191,6 +192,7 @@ pub fn set_up_sessions(
     clients: &mut Clients,
     server: SocketAddrV4,
     sessions: &Sessions,
+    end: &dyn Fn(usize) -> Endpoint,
 ) -> io::Result<()> {
     let begin = Instant::now();
     let millis = || Millis(u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX));
@@ -263,17 +265,41 @@ impl RelayServer for Waypost {
         flows: usize,
         payload_bytes: usize,
     ) -> io::Result<Running> {
-        let flows = self.sessions.unwrap_or(flows);
+        self.start_between(
+            clients,
+            core,
+            self.sessions.unwrap_or(flows),
+            payload_bytes,
+            &end,
+        )
+    }
+}
+
+impl Waypost {
+    /// Starts it on `core`, with sessions of two members whose ends are `end(2 * i)` and `end(2 * i + 1)`.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started or the set-up fails.
+    pub fn start_between(
+        &self,
+        clients: &mut Clients,
+        core: usize,
+        sessions: usize,
+        payload_bytes: usize,
+        end: &dyn Fn(usize) -> Endpoint,
+    ) -> io::Result<Running> {
         let (process, server) = self.spawn(core)?;
         let SocketAddr::V4(to) = server else {
             return Err(io::Error::other("the server does not listen on IPv4"));
         };
-        let sessions = Sessions {
-            range: 0..flows,
+        let range = 0..sessions;
+        let all = Sessions {
+            range: range.clone(),
             members: 2,
             introduce: false,
         };
-        set_up_sessions(clients, to, &sessions)?;
+        set_up_sessions(clients, to, &all, end)?;
         wait_for_quiet(clients);
         let flow = |i| {
             let [from, arrives_at] = [end(2 * i), end(2 * i + 1)];
@@ -290,7 +316,7 @@ impl RelayServer for Waypost {
         };
         Ok(Running {
             process,
-            flows: (0..flows).map(flow).collect(),
+            flows: range.map(flow).collect(),
         })
     }
 }

@@ -2,14 +2,19 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use waypost_server::control::metrics::COMMIT;
 
 /// The host and this program.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Environment {
     /// Version of this program.
     pub version: String,
+    /// Commit of this build, when the build was told (`WAYPOST_COMMIT`).
+    #[serde(default)]
+    pub commit: String,
     /// `release`, or `debug` with figures that are worse than need be.
     pub build: String,
     /// System, kernel release and machine.
@@ -20,17 +25,21 @@ pub struct Environment {
     pub cores: usize,
     /// Memory, MiB.
     pub memory_mib: u64,
+    /// When the run was over, seconds since 1970.
+    #[serde(default)]
+    pub finished_at: u64,
     /// The command line, without secrets.
     pub flags: Vec<String>,
 }
 
 impl Environment {
-    /// Looks around.
+    /// Looks around, at the end of a run.
     pub fn detect(cores: usize, flags: Vec<String>) -> Self {
         let uname = rustix::system::uname();
         let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: COMMIT.to_owned(),
             build: if cfg!(debug_assertions) {
                 "debug"
             } else {
@@ -48,6 +57,9 @@ impl Environment {
                 .and_then(|kib| kib.parse::<u64>().ok())
                 .unwrap_or(0)
                 / 1024,
+            finished_at: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
             flags,
         }
     }

@@ -33,7 +33,7 @@ use crate::cli::{Asked, Files};
 use crate::failure::Failure;
 use crate::report::compare::compare;
 use crate::report::merge::merge;
-use crate::report::{Report, csv};
+use crate::report::{Report, csv, hlog};
 
 fn main() -> ExitCode {
     match try_main() {
@@ -90,6 +90,9 @@ fn finish(report: &Report, files: &Files) -> Result<u8, Failure> {
     }
     if let Some(path) = &files.hgrm {
         write(path, &report.hgrm(), "--hgrm")?;
+    }
+    if let Some(path) = &files.hlog {
+        write(path, &hlog::render(report), "--hlog")?;
     }
     Ok(report.exit_code())
 }

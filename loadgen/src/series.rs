@@ -48,6 +48,11 @@ impl Short {
         self.0.value_at_quantile(quantile)
     }
 
+    /// All of them.
+    pub const fn histogram(&self) -> &Histogram<u32> {
+        &self.0
+    }
+
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.0.len()

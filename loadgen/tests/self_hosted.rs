@@ -14,6 +14,7 @@ struct Load {
     output: Output,
     json: Value,
     hgrm: String,
+    hlog: String,
 }
 
 fn scratch(name: &str) -> PathBuf {
@@ -28,15 +29,15 @@ fn program(arguments: &[&str]) -> Output {
 }
 
 fn load(name: &str, arguments: &[&str]) -> Load {
-    let (json, hgrm) = (
-        scratch(&format!("{name}.json")),
-        scratch(&format!("{name}.hgrm")),
-    );
+    let [json, hgrm, hlog] =
+        ["json", "hgrm", "hlog"].map(|kind| scratch(&format!("{name}.{kind}")));
     let files = [
         "--json",
         json.to_str().unwrap(),
         "--hgrm",
         hgrm.to_str().unwrap(),
+        "--hlog",
+        hlog.to_str().unwrap(),
     ];
     let output = program(&[&PATIENT[..], &files, arguments].concat());
     let text = String::from_utf8_lossy(&output.stdout);
@@ -47,6 +48,7 @@ fn load(name: &str, arguments: &[&str]) -> Load {
     Load {
         json: serde_json::from_str(&read(&json)).unwrap(),
         hgrm: read(&hgrm),
+        hlog: read(&hlog),
         output,
     }
 }
@@ -111,6 +113,8 @@ fn small_load(io: &str) {
         load.hgrm
             .contains(&format!("Total count    = {recorded:12}"))
     );
+    let lines = load.hlog.lines().filter(|line| !line.starts_with('#'));
+    assert_eq!(lines.count(), 2 * 10, "two for each 100 ms: {}", load.hlog);
     assert!(load.text().starts_with("VALID"));
     assert_eq!(load.json["server"]["io"], io);
     assert_eq!(load.json["load"]["io"], io);

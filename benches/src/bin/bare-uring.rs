@@ -1,7 +1,8 @@
 //! The least io_uring forwarder there can be, to measure what the server's own ring costs on top.
 //!
 //! A multishot receive per socket, one enter per turn. Neighbouring packets for one destination
-//! leave as a UDP_SEGMENT train; nothing else is looked at. Errors end it.
+//! leave as a UDP_SEGMENT train; nothing else is looked at. With `--gro` trains are also received whole (UDP_GRO), and leave as they
+//! came. Errors end it.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc_zeroed};
@@ -13,14 +14,18 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use waypost_benches::clients::{GRO_SLOT_BYTES, receive_trains, segment_bytes};
 use waypost_benches::forwarder::{
-    HEADER, HEADER_BYTES, RELAY_SOCKETS, announce, read_destinations,
+    HEADER_BYTES, RELAY_SOCKETS, announce, read_destinations, relabel,
 };
 use waypost_server::packet_io::{UdpOptions, bind_udp};
 
 const SLOTS: usize = 2048;
 const SLOT_BYTES: usize = 2048;
+/// io_uring_recvmsg_out and the source before the payload.
 const PREFIX: usize = 48;
+/// Control bytes between them with `--gro`.
+const CONTROL_BYTES: usize = 32;
 const FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 const RECEIVE: u64 = 1;
 
@@ -33,6 +38,8 @@ struct Packet {
     slot: u16,
     to: u32,
     len: usize,
+    /// Shorter than `len` if it is a train.
+    segment: usize,
 }
 
 fn main() -> io::Result<()> {
@@ -62,6 +69,19 @@ fn main() -> io::Result<()> {
     for _ in 0..relays {
         sockets.push(bind_udp(any, &UdpOptions::default())?);
     }
+    let gro = std::env::args().any(|argument| argument == "--gro");
+    let (slot_count, slot_bytes, prefix) = if gro {
+        for socket in &sockets {
+            receive_trains(socket, true)?;
+        }
+        (
+            SLOTS / 4,
+            PREFIX + CONTROL_BYTES + GRO_SLOT_BYTES,
+            PREFIX + CONTROL_BYTES,
+        )
+    } else {
+        (SLOTS, SLOT_BYTES, PREFIX)
+    };
     let mut uring: IoUring = IoUring::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
@@ -74,8 +94,8 @@ fn main() -> io::Result<()> {
     uring.submitter().register_files(&files)?;
     let page = 4096;
     let error = |_| io::Error::other("layout");
-    let ring_layout = Layout::from_size_align(SLOTS * 16, page).map_err(error)?;
-    let slots_layout = Layout::from_size_align(SLOTS * SLOT_BYTES, page).map_err(error)?;
+    let ring_layout = Layout::from_size_align(slot_count * 16, page).map_err(error)?;
+    let slots_layout = Layout::from_size_align(slot_count * slot_bytes, page).map_err(error)?;
     // SAFETY: both layouts are not empty; the memory is never freed, so it outlives the ring.
     let (entries, slots) = unsafe {
         (
@@ -87,16 +107,16 @@ fn main() -> io::Result<()> {
     unsafe {
         uring
             .submitter()
-            .register_buf_ring_with_flags(entries as u64, SLOTS as u16, 0, 0)?
+            .register_buf_ring_with_flags(entries as u64, slot_count as u16, 0, 0)?
     };
     let mut tail = 0u16;
     let mut give_back = |turn: &[u16]| {
         for &slot in turn {
             // SAFETY: masked, so inside the ring, and not yet visible to the kernel.
             unsafe {
-                let entry = &mut *entries.add(tail as usize % SLOTS);
-                entry.set_addr(slots.add(slot as usize * SLOT_BYTES) as u64);
-                entry.set_len(SLOT_BYTES as u32);
+                let entry = &mut *entries.add(tail as usize % slot_count);
+                entry.set_addr(slots.add(slot as usize * slot_bytes) as u64);
+                entry.set_len(slot_bytes as u32);
                 entry.set_bid(slot);
             }
             tail = tail.wrapping_add(1);
@@ -107,10 +127,11 @@ fn main() -> io::Result<()> {
                 .store(tail, Ordering::Release);
         }
     };
-    give_back(&(0..SLOTS as u16).collect::<Vec<_>>());
+    give_back(&(0..slot_count as u16).collect::<Vec<_>>());
     // SAFETY: all-zero is a valid msghdr.
     let mut template: libc::msghdr = unsafe { zeroed() };
     template.msg_namelen = 32;
+    template.msg_controllen = prefix - PREFIX;
     let arm = |file: u64| {
         opcode::RecvMsgMulti::new(types::Fixed(file as u32), &raw const template, 0)
             .build()
@@ -150,41 +171,51 @@ fn main() -> io::Result<()> {
                 continue;
             };
             turn.push(slot);
-            let len = usize::try_from(cqe.result())
-                .unwrap_or(0)
-                .saturating_sub(PREFIX);
-            if len < HEADER_BYTES {
+            let came = usize::try_from(cqe.result()).unwrap_or(0).min(slot_bytes);
+            let Some(len) = came.checked_sub(prefix).filter(|len| *len >= HEADER_BYTES) else {
                 continue;
-            }
-            // SAFETY: the slot is ours until it is given back, and longer than this.
-            let header = unsafe {
-                &mut *slots
-                    .add(slot as usize * SLOT_BYTES + PREFIX)
-                    .cast::<[u8; HEADER_BYTES]>()
             };
-            let to = u32::from_be_bytes(*header);
-            *header = HEADER;
-            if (to as usize) < destinations.len() {
-                packets.push(Packet { slot, to, len });
+            // SAFETY: the slot is ours until it is given back, and the kernel has written this much of it.
+            let slot_content = unsafe {
+                std::slice::from_raw_parts_mut(slots.add(slot as usize * slot_bytes), came)
+            };
+            let (before, payload) = slot_content.split_at_mut(prefix);
+            // io_uring_recvmsg_out: lengths of the name, the control messages and the payload, and flags.
+            let control_len = u32::from_ne_bytes([before[4], before[5], before[6], before[7]]);
+            let control = before[PREFIX..].get(..control_len as usize);
+            let segment = control.and_then(segment_bytes).unwrap_or(len);
+            if let Some(to) = relabel(payload, segment)
+                && to < destinations.len()
+            {
+                let to = to as u32;
+                packets.push(Packet {
+                    slot,
+                    to,
+                    len,
+                    segment,
+                });
             }
         }
         let mut queue = uring.submission();
         let mut rest = &packets[..];
         while let Some(first) = rest.first() {
-            let same = |packet: &&Packet| packet.to == first.to && packet.len == first.len;
-            let most = (65_500 / first.len).min(64);
-            let train = rest.iter().take(most).take_while(same).count();
+            // Nothing joins a train that came as one.
+            let same = |packet: &&Packet| {
+                packet.to == first.to && packet.len == first.len && packet.segment == first.len
+            };
+            let most = (65_500 / first.len).clamp(1, 64);
+            let train = rest.iter().take(most).take_while(same).count().max(1);
             let name = (&raw const destinations[first.to as usize]).cast::<libc::sockaddr>();
             let name_bytes = size_of::<libc::sockaddr_in>() as libc::socklen_t;
             // SAFETY: the slot stays until the next turn gives it back.
             let at = |packet: &Packet| unsafe {
                 slots
-                    .add(packet.slot as usize * SLOT_BYTES + PREFIX)
+                    .add(packet.slot as usize * slot_bytes + prefix)
                     .cast_const()
             };
             let to = first.to as usize;
             let egress = types::Fixed(if to < relays { to as u32 + 1 } else { 0 });
-            let request = if train == 1 {
+            let request = if train == 1 && first.segment == first.len {
                 opcode::Send::new(egress, at(first), first.len as u32)
                     .flags(FLAGS)
                     .dest_addr(name)
@@ -200,7 +231,7 @@ fn main() -> io::Result<()> {
                 control[..8].copy_from_slice(&18usize.to_ne_bytes());
                 control[8..12].copy_from_slice(&libc::SOL_UDP.to_ne_bytes());
                 control[12..16].copy_from_slice(&libc::UDP_SEGMENT.to_ne_bytes());
-                control[16..18].copy_from_slice(&(first.len as u16).to_ne_bytes());
+                control[16..18].copy_from_slice(&(first.segment as u16).to_ne_bytes());
                 controls.push(Segment(control));
                 // SAFETY: all-zero is a valid msghdr.
                 let mut header: libc::msghdr = unsafe { zeroed() };

@@ -52,8 +52,8 @@ impl FromStr for Offered {
 /// CPU time per relayed packet.
 #[derive(Parser)]
 struct Arguments {
-    /// Servers, of: bare-uring, bare-mmsg, ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N sessions,
-    /// whatever --flows says) behind it. TURN servers are named with the load's shape in front: `peer:` (client to a peer that sends back; bare-uring, with a relay socket per flow, and bare-mmsg too),
+    /// Servers, of: bare-uring, bare-mmsg (with +gro behind it: trains are received whole), ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N sessions,
+    /// whatever --flows says) behind it. TURN servers are named with the load's shape in front: `peer:` (client to a peer that sends back; bare-uring and bare-mmsg too),
     /// `pairs:` (client to client), `peer-ind:`, `pairs-ind:` (the same in indications); behind it waypost (with -mmsg, +50us), coturn,
     /// or a name given by --turn-server.
     #[arg(
@@ -102,18 +102,8 @@ struct Arguments {
 
 fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>> {
     match name.split_once(':') {
-        Some(("peer", "bare-mmsg")) => {
-            return Ok(Box::new(Forwarder::beside_us(
-                name,
-                "bare-mmsg",
-                &[],
-                true,
-            )?));
-        }
-        Some(("peer", "bare-uring")) => {
-            let arguments = [RELAY_SOCKETS];
-            let server = Forwarder::beside_us(name, "bare-uring", &arguments, true)?;
-            return Ok(Box::new(server));
+        Some(("peer", bare)) if bare.starts_with("bare-") => {
+            return Ok(Box::new(bare_forwarder(name, bare, true)?));
         }
         Some((shape, server)) => return turn_server(name, shape, server, arguments),
         None => {}
@@ -129,8 +119,10 @@ fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>>
     if let Some(variant) = name.strip_prefix("waypost") {
         return waypost(name, variant);
     }
+    if name.starts_with("bare-") {
+        return Ok(Box::new(bare_forwarder(name, name, false)?));
+    }
     let (program, arguments): (_, &[&str]) = match name {
-        "bare-uring" | "bare-mmsg" => (name, &[]),
         "ring" => ("face-forwarder", &["--io", "ring"]),
         "ring+50us" => ("face-forwarder", &["--io", "ring", "--coalesce-us", "50"]),
         "ring+100us" => ("face-forwarder", &["--io", "ring", "--coalesce-us", "100"]),
@@ -141,6 +133,22 @@ fn server(name: &str, arguments: &Arguments) -> io::Result<Box<dyn RelayServer>>
     Ok(Box::new(Forwarder::beside_us(
         name, program, arguments, false,
     )?))
+}
+
+/// `bare-uring`, which has a relay socket for each flow that is answered, or `bare-mmsg`; with `+gro` behind it, it receives
+/// trains whole.
+fn bare_forwarder(name: &str, bare: &str, is_answered: bool) -> io::Result<Forwarder> {
+    let (program, mut arguments) = match bare.strip_suffix("+gro") {
+        Some(program) => (program, vec!["--gro"]),
+        None => (bare, vec![]),
+    };
+    if is_answered && program == "bare-uring" {
+        arguments.push(RELAY_SOCKETS);
+    }
+    if !matches!(program, "bare-uring" | "bare-mmsg") {
+        return Err(io::Error::other(format!("there is no server {name}")));
+    }
+    Forwarder::beside_us(name, program, &arguments, is_answered)
 }
 
 /// A TURN server under the shape of load that stands before its name.

@@ -102,7 +102,7 @@ impl Bench {
                 members: 2,
                 introduce: true,
             };
-            set_up_sessions(&mut self.clients, server, &sessions)?;
+            set_up_sessions(&mut self.clients, server, &sessions, &end)?;
             let wall = begin.elapsed();
             let cpu = process.cpu_time()? - before;
             let rate = cycles as f64 / cpu.as_secs_f64();
@@ -141,7 +141,7 @@ impl Bench {
             members: per_session,
             introduce: false,
         };
-        set_up_sessions(&mut self.clients, server, &all)?;
+        set_up_sessions(&mut self.clients, server, &all, &end)?;
         wait_for_quiet(&mut self.clients);
         let full = process.resident_bytes()?;
         println!("resident at the smallest capacity: {smallest} bytes");

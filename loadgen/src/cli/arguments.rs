@@ -162,6 +162,9 @@ pub struct Files {
     /// Writes the latency's percentiles for an HdrHistogram plotter
     #[arg(long, value_name = "FILE")]
     pub hgrm: Option<PathBuf>,
+    /// Writes the run over time as an HdrHistogram interval log
+    #[arg(long, value_name = "FILE")]
+    pub hlog: Option<PathBuf>,
 }
 
 /// Which packet backend to use.

@@ -286,7 +286,7 @@ fn sizes(given: &Arguments) -> Result<Sizes, Failure> {
 
 fn check_combinations(given: &Arguments) -> Result<(), Failure> {
     let files = &given.files;
-    let files_of_one_run = [&files.html, &files.csv, &files.hgrm];
+    let files_of_one_run = [&files.html, &files.csv, &files.hgrm, &files.hlog];
     if given.find_max
         && (given.storm.is_some()
             || given.ramp_from.is_some()
@@ -294,7 +294,7 @@ fn check_combinations(given: &Arguments) -> Result<(), Failure> {
     {
         return Err(Failure::configuration(
             "--find-max looks for a constant rate and writes only --json",
-            "leave out --storm, --ramp-from, --html, --csv and --hgrm",
+            "leave out --storm, --ramp-from, --html, --csv, --hgrm and --hlog",
         ));
     }
     if given.storm.is_some() && (given.rate.is_some() || given.hz.is_some()) {

@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use super::document::{Document, TimeFigures, Verdict};
-use super::plot::{Axis, Line, Plot, Scale};
 use super::text::{LATENCY_ROWS, show_rate, show_sizes};
 use crate::expect::{Outcome, percent, show_ns};
 use crate::tally::Tally;
 use crate::times::Times;
+use waypost_loadgen::plot::{Axis, Line, Plot, Scale};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -408,7 +408,10 @@ fn write_environment(out: &mut String, document: &Document) {
             ("memory", format!("{} MiB", environment.memory_mib)),
             (
                 "generator",
-                format!("{}, {} build", environment.version, environment.build),
+                format!(
+                    "{}, commit {}, {} build",
+                    environment.version, environment.commit, environment.build
+                ),
             ),
             ("server", server),
             (

@@ -4,9 +4,9 @@
 pub mod compare;
 pub mod csv;
 mod document;
+pub mod hlog;
 mod html;
 pub mod merge;
-mod plot;
 mod text;
 
 use std::path::Path;

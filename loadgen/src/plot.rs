@@ -1,13 +1,20 @@
-//! Line plots as inline SVG, without scripts. Colours are classes, so that the page's style decides about light and dark.
+//! Line plots as SVG, without scripts: inline, where colours are classes so that the page's style decides about light and dark, or as
+//! files that bring both.
 
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 250.0;
-const LEFT: f64 = 62.0;
+const LEFT: f64 = 66.0;
 const RIGHT: f64 = 30.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 38.0;
+/// Height of what stands above a plot in a file: its title and its legend.
+const HEAD: f64 = 56.0;
+/// About how wide a character of the legend is.
+const CHARACTER: f64 = 6.9;
+/// How a plot in a file looks. The colours are those of the report.
+const STYLE: &str = include_str!("plot.css");
 /// Points of a line beyond which they are not marked one by one.
 const MARKED_MAX: usize = 130;
 
@@ -21,6 +28,7 @@ pub enum Scale {
 }
 
 /// An axis.
+#[derive(Clone, Debug)]
 pub struct Axis {
     /// What it shows, with its unit.
     pub name: &'static str,
@@ -33,6 +41,7 @@ pub struct Axis {
 }
 
 /// One line.
+#[derive(Clone, Debug)]
 pub struct Line {
     /// For the legend.
     pub name: &'static str,
@@ -43,6 +52,7 @@ pub struct Line {
 }
 
 /// A plot.
+#[derive(Clone, Debug)]
 pub struct Plot {
     /// Along.
     pub x: Axis,
@@ -116,14 +126,9 @@ fn nice_step(least: f64) -> f64 {
 }
 
 impl Plot {
-    /// The SVG element, with a legend if there are several lines.
+    /// The SVG element, behind a legend if there are several lines.
+    #[must_use]
     pub fn svg(&self) -> String {
-        let limit = self.limit.as_ref().map(|(value, _)| *value);
-        let points = self.lines.iter().flat_map(|line| &line.points);
-        let x = Range::new(self.x.scale, points.clone().map(|p| p.0), 10.0);
-        let y = Range::new(self.y.scale, points.map(|p| p.1).chain(limit), 4.0);
-        let at_x = |value: f64| LEFT + x.place(value) * (WIDTH - LEFT - RIGHT);
-        let at_y = |value: f64| HEIGHT - BOTTOM - y.place(value) * (HEIGHT - TOP - BOTTOM);
         let mut out = String::new();
         self.write_legend(&mut out);
         let _ = writeln!(
@@ -131,6 +136,49 @@ impl Plot {
             r#"<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{} by {}">"#,
             self.y.name, self.x.name
         );
+        self.write_drawing(&mut out);
+        out.push_str("</svg>\n");
+        out
+    }
+
+    /// An SVG file with a title, which has no markup.
+    #[must_use]
+    pub fn file(&self, title: &str) -> String {
+        let height = HEIGHT + HEAD;
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n\
+             <title>{title}</title>\n<style>\n{STYLE}</style>\n\
+             <rect class=\"page\" width=\"{WIDTH}\" height=\"{height}\" rx=\"8\"/>\n\
+             <text class=\"title\" x=\"16\" y=\"24\">{title}</text>\n<text class=\"name\" x=\"16\" y=\"45\">{}</text>\n",
+            self.y.name
+        );
+        let width = |text: &str| text.chars().count() as f64 * CHARACTER;
+        let mut at = 16.0 + width(self.y.name) + 24.0;
+        for line in &self.lines {
+            let _ = writeln!(
+                out,
+                r#"<line class="line c{}" x1="{at:.1}" x2="{:.1}" y1="41" y2="41"/><text class="name" x="{:.1}" y="45">{}</text>"#,
+                line.colour,
+                at + 16.0,
+                at + 22.0,
+                line.name
+            );
+            at += 22.0 + width(line.name) + 16.0;
+        }
+        let _ = writeln!(out, r#"<g transform="translate(0 {HEAD})">"#);
+        self.write_drawing(&mut out);
+        out.push_str("</g>\n</svg>\n");
+        out
+    }
+
+    /// The axes and the lines, without what is around them.
+    fn write_drawing(&self, out: &mut String) {
+        let limit = self.limit.as_ref().map(|(value, _)| *value);
+        let points = self.lines.iter().flat_map(|line| &line.points);
+        let x = Range::new(self.x.scale, points.clone().map(|p| p.0), 10.0);
+        let y = Range::new(self.y.scale, points.map(|p| p.1).chain(limit), 4.0);
+        let at_x = |value: f64| LEFT + x.place(value) * (WIDTH - LEFT - RIGHT);
+        let at_y = |value: f64| HEIGHT - BOTTOM - y.place(value) * (HEIGHT - TOP - BOTTOM);
         let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
         for &tick in &y.ticks {
             let (at, text) = (at_y(tick), (self.y.tick)(tick));
@@ -141,11 +189,13 @@ impl Plot {
                 at + 4.0
             );
         }
-        for &tick in &x.ticks {
+        for (n, &tick) in x.ticks.iter().enumerate() {
             let (at, text) = (at_x(tick), (self.x.tick)(tick));
+            // A narrow page leaves out every other one.
+            let class = if n % 2 == 0 { "tick" } else { "tick odd" };
             let _ = writeln!(
                 out,
-                r#"<text class="tick" x="{at:.1}" y="{:.1}" text-anchor="middle">{text}</text>"#,
+                r#"<text class="{class}" x="{at:.1}" y="{:.1}" text-anchor="middle">{text}</text>"#,
                 bottom + 16.0
             );
         }
@@ -155,19 +205,24 @@ impl Plot {
             HEIGHT - 4.0,
             self.x.name
         );
-        if let Some((value, text)) = &self.limit {
+        if let Some((value, _)) = &self.limit {
             let at = at_y(*value);
             let _ = writeln!(
                 out,
-                r#"<line class="limit" x1="{LEFT}" x2="{right}" y1="{at:.1}" y2="{at:.1}"/><text class="tick" x="{right}" y="{:.1}" text-anchor="end">{text}</text>"#,
-                at - 4.0
+                r#"<line class="limit" x1="{LEFT}" x2="{right}" y1="{at:.1}" y2="{at:.1}"/>"#
             );
         }
         for line in &self.lines {
-            self.write_line(&mut out, line, &at_x, &at_y);
+            self.write_line(out, line, &at_x, &at_y);
         }
-        out.push_str("</svg>\n");
-        out
+        // Above the lines, which it must not be lost among.
+        if let Some((value, text)) = &self.limit {
+            let _ = writeln!(
+                out,
+                r#"<text class="tick over" x="{right}" y="{:.1}" text-anchor="end">{text}</text>"#,
+                at_y(*value) - 4.0
+            );
+        }
     }
 
     fn write_legend(&self, out: &mut String) {
@@ -250,8 +305,9 @@ mod tests {
                 lines: Vec::new(),
                 limit: None,
             };
-            let svg = plot.svg();
-            assert!(svg.contains("</svg>") && !svg.contains("NaN") && !svg.contains("inf"));
+            for svg in [plot.svg(), plot.file("nothing")] {
+                assert!(svg.contains("</svg>") && !svg.contains("NaN") && !svg.contains("inf"));
+            }
         }
     }
 }
