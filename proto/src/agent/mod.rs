@@ -288,6 +288,9 @@ impl Agent {
                 let progress = match strategy {
                     _ if hidden && !relays => Progress::NotTried(Reason::Hidden),
                     _ if !allowed => Progress::NotTried(Reason::NotChosen),
+                    Strategy::Relay if self.is_direct_only(member) => {
+                        Progress::NotTried(Reason::WithoutServer)
+                    }
                     Strategy::Relay if self.silent => Progress::Failed {
                         after_ms: 0,
                         reason: Reason::ServerSilent,

@@ -162,6 +162,8 @@ pub enum Reason {
     Lost,
     /// The server does not answer.
     ServerSilent,
+    /// This player or the member has left the server, and goes on directly only.
+    WithoutServer,
 }
 
 impl fmt::Display for Reason {
@@ -183,6 +185,9 @@ impl fmt::Display for Reason {
             }
             Self::Lost => "it worked and has stopped; the relay takes over, and it is tried again",
             Self::ServerSilent => "the server does not answer; check the network, or wait",
+            Self::WithoutServer => {
+                "one of the two has left the server and goes on directly only; join again to be relayed"
+            }
         })
     }
 }
