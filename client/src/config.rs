@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::conduit::TurnServer;
+use crate::turn::TurnServer;
 use waypost_proto::agent::{self, Config, Credential, PathPolicy, Probing, Strategies, Strategy};
 use waypost_proto::message::Messaging;
 
@@ -35,7 +35,7 @@ pub struct Player {
     /// up; or the local port itself if there is no NAT.
     pub reachable_port: Option<u16>,
     /// Whether the router is asked for such a port, by PCP, NAT-PMP or UPnP. Takes up to some seconds if it knows none of
-    /// them.
+    /// them. The port is renewed as long as the session lasts, and given back then.
     pub maps_port: bool,
     /// A TURN server that everything of the session goes through, other members' data and the rendezvous: for networks that block
     /// UDP, and for those who want to show that server's address instead of their own.

@@ -87,8 +87,8 @@ pub(crate) struct Core {
 /// A socket and an agent.
 pub(crate) struct Driver {
     socket: Conduit,
-    /// Given back when this is dropped.
-    _mapping: Option<Forwarding>,
+    /// Kept until it is given back.
+    mapping: Mutex<Option<Forwarding>>,
     server: SocketAddr,
     usual_ttl: u32,
     is_ipv4: bool,
@@ -146,7 +146,7 @@ impl Driver {
         let seed = random_seed()?;
         Ok(Self {
             socket,
-            _mapping: mapping,
+            mapping: Mutex::new(mapping),
             server,
             usual_ttl,
             is_ipv4,
@@ -444,6 +444,12 @@ impl Driver {
         core.end.get_or_insert(end);
         core.inboxes.drain().for_each(|(_, inbox)| inbox.close());
         core.readiness.set_ended();
+    }
+
+    /// Gives the port back that the router forwards, if it forwards one.
+    pub(crate) fn give_port_back(&self) {
+        let mapping = self.mapping.lock();
+        drop(mapping.unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Tells everybody who waits to look again.

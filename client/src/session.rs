@@ -1,7 +1,7 @@
 //! A seat in a session: getting one, what can be done from it, and what happens there.
 
-use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+#[cfg(unix)]
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -396,13 +396,14 @@ impl Session {
             .store(nonblocking, Ordering::Relaxed);
     }
 
-    /// A file descriptor that is readable while events, messages or datagrams wait for the caller, and always once the seat
+    /// A file descriptor (on Unix) that is readable while events, messages or datagrams wait for the caller, and always once the seat
     /// is gone: for `poll`, `epoll` and event loops. Only for waiting: reading from it breaks that. It belongs to the session
     /// and is closed with it.
     ///
     /// # Errors
     /// If the process has too many files open.
-    pub fn readiness_fd(&self) -> io::Result<BorrowedFd<'_>> {
+    #[cfg(unix)]
+    pub fn readiness_fd(&self) -> std::io::Result<BorrowedFd<'_>> {
         self.driver.readiness.fd()
     }
 
@@ -575,7 +576,7 @@ impl Session {
     pub fn close(&self) -> Result<(), Error> {
         let result = self.perform(Agent::close);
         if result.is_ok() {
-            Driver::finish(&mut self.driver.lock(), End::Left);
+            self.end();
         }
         result
     }
@@ -586,8 +587,13 @@ impl Session {
     /// As [`Session::kick`].
     pub fn leave(&self) -> Result<(), Error> {
         let result = self.perform(Agent::leave);
-        Driver::finish(&mut self.driver.lock(), End::Left);
+        self.end();
         result
+    }
+
+    fn end(&self) {
+        Driver::finish(&mut self.driver.lock(), End::Left);
+        self.driver.give_port_back();
     }
 
     /// Leaves the server and goes on with the members to whom there is a direct path, each as long as its path holds. They are
@@ -629,13 +635,14 @@ impl Session {
     /// If the seat is gone already: why.
     pub fn suspend(&self) -> Result<Vec<u8>, Error> {
         let ticket = self.ticket()?;
-        Driver::finish(&mut self.driver.lock(), End::Left);
+        self.end();
         Ok(ticket)
     }
 }
 
 impl Drop for Session {
-    /// Leaves without waiting: the first LEAVE is sent before this returns, the thread repeats it for a second.
+    /// Leaves without waiting: the first LEAVE is sent before this returns, the thread repeats it for a second. A port that the
+    /// router forwards is given back; a router that was asked by UPnP is waited for.
     fn drop(&mut self) {
         let mut core = self.driver.lock();
         if core.end.is_none() {
@@ -644,5 +651,8 @@ impl Drop for Session {
             let _ = core.agent.leave(self.driver.now());
             self.driver.flush(&mut core);
         }
+        drop(core);
+        // The program may end before the thread does.
+        self.driver.give_port_back();
     }
 }

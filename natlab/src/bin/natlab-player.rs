@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, io, process, thread};
 
 use waypost_client::{
-    Attempt, HostConfig, JoinConfig, Link, Path, PathPolicy, Player, Progress, Session,
-    SessionEvent, Strategies, Strategy, TurnServer,
+    Attempt, HostConfig, JoinConfig, Link, Path, PathPolicy, Player, Session, SessionEvent,
+    Strategies, Strategy, TurnServer, TurnTransport,
 };
 
 const USAGE: &str = "usage: natlab-player host|join --server HOST:PORT --code-file FILE
@@ -136,7 +136,7 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
         strategies: options.strategies,
         turn: options.turn.map(|address| TurnServer {
             address,
-            tcp: true,
+            transport: TurnTransport::Tcp,
             username: "ann".to_owned(),
             password: "sesame".to_owned(),
         }),
@@ -263,17 +263,7 @@ fn settle(
 
 /// What became of each strategy, as a JSON object.
 fn strategies(link: &Link) -> String {
-    let entry = |attempt: &Attempt| {
-        let progress = match attempt.progress {
-            Progress::NotTried(reason) => format!("not tried: {reason}"),
-            Progress::Trying { for_ms } => format!("tried for {for_ms} ms"),
-            Progress::Connected { after_ms } => format!("connected after {after_ms} ms"),
-            Progress::Failed { after_ms, reason } => {
-                format!("failed after {after_ms} ms: {reason}")
-            }
-        };
-        format!("\"{}\":\"{progress}\"", attempt.strategy)
-    };
+    let entry = |attempt: &Attempt| format!("\"{}\":\"{}\"", attempt.strategy, attempt.progress);
     let entries: Vec<String> = link.report().iter().map(entry).collect();
     format!("{{{}}}", entries.join(","))
 }

@@ -131,6 +131,17 @@ pub enum Progress {
     },
 }
 
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotTried(reason) => write!(f, "not tried: {reason}"),
+            Self::Trying { for_ms } => write!(f, "tried for {for_ms} ms"),
+            Self::Connected { after_ms } => write!(f, "connected after {after_ms} ms"),
+            Self::Failed { after_ms, reason } => write!(f, "failed after {after_ms} ms: {reason}"),
+        }
+    }
+}
+
 /// Why a strategy does not lead to a member. Its text says what can be done.
 ///
 /// ```
