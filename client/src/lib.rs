@@ -60,8 +60,8 @@ pub use stream::ConnectedStream;
 pub use turn::ServerIdentity;
 pub use turn::{TurnServer, TurnTransport};
 pub use waypost_proto::agent::{
-    Attempt, Credential, Failure, ListFilter, ListedSession, Path, PathPolicy, Probing, Progress,
-    Reason, Rejected, SessionEvent, Strategies, Strategy, describe,
+    Attempt, Credential, Failure, ListFilter, ListedSession, NoPath, Path, PathPolicy, Probing,
+    Progress, Reason, Refused, Rejected, SessionEvent, Strategies, Strategy, describe,
 };
 pub use waypost_proto::message::{
     MESSAGE_MAX, Message, MessageEvent, MessageId, Messaging, NotSent, Service,

@@ -65,6 +65,8 @@ struct State {
     refresh_every: Duration,
     refresh: Instant,
     refreshing: Option<Pending>,
+    /// The server has no allocation of this client any more, and is asked for a new one.
+    is_lost: bool,
     channels: Vec<Channel>,
     next_number: u16,
 }
@@ -88,6 +90,7 @@ impl Turn {
             refresh_every: REFRESH_MIN,
             refresh: now,
             refreshing: None,
+            is_lost: false,
             channels: Vec::new(),
             next_number: 0x4000,
         };
@@ -172,9 +175,7 @@ impl State {
         for _ in 0..3 {
             let id = random_id()?;
             let mut request = Vec::new();
-            self.write(&mut request, method::ALLOCATE, id, |writer| {
-                writer.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
-            });
+            self.write(&mut request, method::ALLOCATE, id, request_udp);
             let len = ask(wire, &request, id, &mut buffer, deadline)?;
             let message = Message::parse(&buffer[..len])
                 .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
@@ -199,7 +200,16 @@ impl State {
         ))
     }
 
+    /// The allocation is gone, with its channels: after a restart of the server for instance.
+    fn lose(&mut self, now: Instant) {
+        (self.is_lost, self.refreshing, self.refresh) = (true, None, now);
+        for channel in &mut self.channels {
+            (channel.is_bound, channel.pending, channel.renew) = (false, None, now);
+        }
+    }
+
     fn granted(&mut self, lifetime: &[u8]) {
+        self.is_lost = false;
         let secs = <[u8; 4]>::try_from(lifetime).map_or(600, u32::from_be_bytes);
         self.refresh_every = (Duration::from_secs(secs.into()) / 2).max(REFRESH_MIN);
         self.refresh = Instant::now() + self.refresh_every;
@@ -275,7 +285,7 @@ impl State {
             Some(pending) => now >= pending.again,
             None => now >= channel.renew,
         };
-        if !is_due {
+        if !is_due || self.is_lost {
             return Ok(());
         }
         let (peer, number, id) = (channel.peer, channel.number, random_id()?);
@@ -300,7 +310,11 @@ impl State {
         if is_due {
             let id = random_id()?;
             let mut request = Vec::new();
-            self.write(&mut request, method::REFRESH, id, |_| ());
+            if self.is_lost {
+                self.write(&mut request, method::ALLOCATE, id, request_udp);
+            } else {
+                self.write(&mut request, method::REFRESH, id, |_| ());
+            }
             let again = now + AGAIN;
             self.refreshing = Some(Pending { id, again });
             wire.send(&request)?;
@@ -361,6 +375,9 @@ impl State {
             self.granted(message.find(attr::LIFETIME).unwrap_or(&[]));
         } else if is_refresh && stale {
             (self.refreshing, self.refresh) = (None, now);
+        } else if is_refresh && !self.is_lost && message.error_code() == Some(437) {
+            self.lose(now);
+            return;
         }
         if let Some(at) = at {
             let channel = &mut self.channels[at];
@@ -370,6 +387,10 @@ impl State {
             channel.renew = if stale { now } else { now + RENEW };
         }
     }
+}
+
+fn request_udp(writer: &mut MessageWriter<'_>) {
+    writer.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
 }
 
 /// Sends a request until its answer comes.
@@ -413,4 +434,152 @@ fn random_id() -> io::Result<TransactionId> {
     let mut id = [0; 12];
     getrandom::fill(&mut id).map_err(|error| io::Error::other(error.to_string()))?;
     Ok(TransactionId(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        let now = Instant::now();
+        State {
+            username: "ann".to_owned(),
+            password: "sesame".to_owned(),
+            realm: "realm".to_owned(),
+            nonce: b"nonce".to_vec(),
+            key: LongTermKey::md5("ann", "realm", "sesame"),
+            refresh_every: REFRESH_MIN,
+            refresh: now,
+            refreshing: None,
+            is_lost: false,
+            channels: Vec::new(),
+            next_number: 0x4000,
+        }
+    }
+
+    fn peer(number: u16) -> Addr {
+        Addr::from_ip_port([203, 0, 113, 7].into(), number)
+    }
+
+    /// What a server may say, in all lengths and with every byte changed: nothing panics, nothing grows.
+    #[test]
+    fn a_hostile_server_does_no_harm() {
+        let id = TransactionId([7; 12]);
+        let mut data = Vec::new();
+        MessageWriter::new(&mut data, method::DATA, Class::Indication, id)
+            .xor_addr(attr::XOR_PEER_ADDRESS, peer(5_000))
+            .attribute(attr::DATA, b"hello")
+            .finish();
+        let mut granted = Vec::new();
+        MessageWriter::new(&mut granted, method::REFRESH, Class::Success, id)
+            .u32(attr::LIFETIME, u32::MAX)
+            .integrity(Integrity::Sha1, state().key.as_bytes())
+            .finish();
+        let mut stale = Vec::new();
+        MessageWriter::new(&mut stale, method::REFRESH, Class::Error, id)
+            .error_code(438)
+            .attribute(attr::NONCE, &[b'n'; 2_000][..700])
+            .attribute(attr::REALM, &[0xff; 90])
+            .finish();
+        let channel = b"\x40\x00\x00\x05hello".to_vec();
+        for bytes in [data, granted, stale, channel] {
+            for len in 0..=bytes.len() {
+                for change in [0, 1, 0x80, 0xff] {
+                    let mut bytes = bytes[..len].to_vec();
+                    if let Some(last) = bytes.last_mut() {
+                        *last ^= change;
+                    }
+                    let mut state = state();
+                    state.channel(peer(5_000), Instant::now());
+                    let again = Instant::now();
+                    state.refreshing = Some(Pending { id, again });
+                    let _ = state.take(&bytes);
+                    assert!(state.nonce.len() <= TEXT_MAX && state.channels.len() == 1);
+                    assert!(state.refresh_every >= REFRESH_MIN);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn channels_are_bounded_and_the_least_used_goes_first() {
+        let mut state = state();
+        let began = Instant::now();
+        for number in 0..3 * CHANNELS_MAX {
+            let now = began + Duration::from_secs(number as u64);
+            let at = state.channel(peer(1_024 + number as u16), now);
+            state.channels[at].used = now;
+        }
+        assert_eq!(state.channels.len(), CHANNELS_MAX);
+        let first_kept = peer(1_024 + 2 * CHANNELS_MAX as u16);
+        assert!(state.channels.iter().any(|c| c.peer == first_kept));
+        assert!(!state.channels.iter().any(|c| c.peer == peer(1_024)));
+        let mut numbers: Vec<u16> = state.channels.iter().map(|c| c.number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), CHANNELS_MAX);
+    }
+
+    #[test]
+    fn an_allocation_that_the_server_has_forgotten_is_made_anew() {
+        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let wire = Wire::open(&TurnServer {
+            address: server.local_addr().unwrap(),
+            transport: TurnTransport::Udp,
+            username: String::new(),
+            password: String::new(),
+        })
+        .unwrap();
+        let mut state = state();
+        let at = state.channel(peer(5_000), Instant::now());
+        state.channels[at].is_bound = true;
+        let asked = |state: &mut State| {
+            state.renew(&wire, Instant::now()).unwrap();
+            let mut buffer = [0; MESSAGE_MAX];
+            loop {
+                let len = server.recv(&mut buffer).unwrap();
+                let request = Message::parse(&buffer[..len]).unwrap();
+                if request.method() != method::CHANNEL_BIND {
+                    return (request.method(), request.transaction_id());
+                }
+            }
+        };
+        let (what, id) = asked(&mut state);
+        assert_eq!(what, method::REFRESH);
+        let mut answer = Vec::new();
+        MessageWriter::new(&mut answer, method::REFRESH, Class::Error, id)
+            .error_code(437)
+            .finish();
+        assert!(state.take(&answer).is_none());
+        assert!(!state.channels[at].is_bound);
+        let (what, id) = asked(&mut state);
+        assert_eq!(what, method::ALLOCATE);
+        let mut answer = Vec::new();
+        MessageWriter::new(&mut answer, method::ALLOCATE, Class::Success, id)
+            .u32(attr::LIFETIME, 600)
+            .integrity(Integrity::Sha1, state.key.as_bytes())
+            .finish();
+        assert!(state.take(&answer).is_none());
+        assert!(!state.is_lost && state.refreshing.is_none());
+        assert!(state.refresh > Instant::now());
+    }
+
+    /// An answer without the account's key changes nothing.
+    #[test]
+    fn an_answer_that_is_not_the_servers_renews_nothing() {
+        let id = TransactionId([7; 12]);
+        let mut state = state();
+        let at = state.channel(peer(5_000), Instant::now());
+        let again = Instant::now();
+        for (password, binds) in [("wrong", false), ("sesame", true)] {
+            state.channels[at].pending = Some(Pending { id, again });
+            let mut answer = Vec::new();
+            let key = LongTermKey::md5("ann", "realm", password);
+            MessageWriter::new(&mut answer, method::CHANNEL_BIND, Class::Success, id)
+                .integrity(Integrity::Sha1, key.as_bytes())
+                .finish();
+            assert!(state.take(&answer).is_none());
+            assert_eq!(state.channels[at].is_bound, binds);
+        }
+    }
 }

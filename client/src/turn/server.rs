@@ -4,18 +4,25 @@ use std::net::SocketAddr;
 
 /// A TURN server, and the account there.
 ///
-/// ```no_run
-/// # fn main() -> Result<(), waypost_client::Error> {
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// # let options = ["--user", "ann:sesame", "--allow-peer", "127.0.0.0/8"];
+/// # let relay = waypost_server::serve::Server::start_with(&options)?;
+/// # let relay = relay.main_addr();
 /// use waypost_client::{HostConfig, Session, TurnServer, TurnTransport};
 ///
 /// let mut config = HostConfig::new("my-game");
 /// config.player.turn = Some(TurnServer {
-///     address: ([203, 0, 113, 9], 3478).into(),
+///     address: relay,
 ///     transport: TurnTransport::Tcp,
 ///     username: "ann".to_owned(),
 ///     password: "sesame".to_owned(),
 /// });
-/// let session = Session::host("203.0.113.5:3478", config)?;
+/// let session = Session::host(server, config)?;
+/// // The server and the other players see an address of the TURN server.
+/// assert_eq!(session.mapped_addr()?.map(|seen| seen.ip()), Some(relay.ip()));
 /// # Ok(()) }
 /// ```
 #[derive(Clone, PartialEq, Eq)]

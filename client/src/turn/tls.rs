@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use super::server::ServerIdentity;
 
 /// A session that is past its handshake: the server is who it has to be.
-pub(super) struct TlsSession(ClientConnection);
+pub(super) struct TlsSession(Box<ClientConnection>);
 
 impl TlsSession {
     /// Shakes hands, and verifies the server's certificate. Takes at most about `patience`.
@@ -22,15 +22,12 @@ impl TlsSession {
         identity: &ServerIdentity,
         patience: Duration,
     ) -> io::Result<Self> {
-        let mut session = Self(
-            ClientConnection::new(
-                Arc::new(config(&identity.roots_pem)?),
-                ServerName::try_from(identity.name.clone()).map_err(|_| {
-                    invalid("the TURN server's name is no host name and no IP address; correct it")
-                })?,
-            )
-            .map_err(refused)?,
-        );
+        let config = Arc::new(config(&identity.roots_pem)?);
+        let name = ServerName::try_from(identity.name.clone()).map_err(|_| {
+            invalid("the TURN server's name is no host name and no IP address; correct it")
+        })?;
+        let connection = ClientConnection::new(config, name).map_err(refused)?;
+        let mut session = Self(Box::new(connection));
         let deadline = Instant::now() + patience;
         let mut bytes = [0; 4_096];
         while session.0.is_handshaking() {

@@ -69,6 +69,23 @@ impl From<SessionEvent> for Event {
 }
 
 /// Something that happened in or to the session of the seat.
+///
+/// ```
+/// use waypost_proto::agent::{Path, SessionEvent, describe};
+/// use waypost_proto::wire::native::{LeaveReason, SeatId};
+///
+/// fn tell(event: SessionEvent) -> String {
+///     match event {
+///         SessionEvent::MemberJoined(id) => format!("player {} is here", id.seat),
+///         SessionEvent::MemberLeft(id, why) => format!("player {} {}", id.seat, describe(why)),
+///         SessionEvent::PathChanged(_, Path::Direct) => "connected directly".to_owned(),
+///         other => format!("{other:?}"),
+///     }
+/// }
+///
+/// let id = SeatId { seat: 3, generation: 0x12_3456 };
+/// assert_eq!(tell(SessionEvent::MemberLeft(id, LeaveReason::Left)), "player 3 left");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SessionEvent {
     /// Somebody is in the session.
@@ -115,6 +132,29 @@ pub enum SessionEvent {
 }
 
 /// A session in a list.
+///
+/// ```
+/// use waypost_proto::agent::ListedSession;
+/// use waypost_proto::wire::join_code::JoinCode;
+/// use waypost_proto::wire::native::session_flags;
+///
+/// fn line(session: &ListedSession) -> String {
+///     let name = session.name.clone().unwrap_or(session.code.to_string());
+///     let key = if session.has_password() { ", with a password" } else { "" };
+///     format!("{name}: {} of {}{key}", session.members, session.max_members)
+/// }
+///
+/// let session = ListedSession {
+///     code: JoinCode::parse(b"BAD-KIF-ROM").ok_or("no code")?,
+///     name: None,
+///     max_members: 8,
+///     members: 3,
+///     flags: session_flags::HAS_PASSWORD,
+///     metadata: b"map=3".to_vec(),
+/// };
+/// assert_eq!(line(&session), "BAD-KIF-ROM: 3 of 8, with a password");
+/// # Ok::<(), &str>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ListedSession {
     /// Its join code.

@@ -100,6 +100,19 @@ pub struct SessionUpdate {
 }
 
 /// Which sessions to list.
+///
+/// ```
+/// use waypost_proto::agent::ListFilter;
+///
+/// // What a player without friends can join at once.
+/// let filter = ListFilter {
+///     has_room: true,
+///     unlocked: true,
+///     no_password: true,
+///     ..ListFilter::default()
+/// };
+/// assert_eq!(filter.name_prefix, None);
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ListFilter {
     /// Only sessions whose name begins so.

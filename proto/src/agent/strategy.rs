@@ -3,6 +3,14 @@
 use std::fmt;
 
 /// A way to reach a member.
+///
+/// ```
+/// use waypost_proto::agent::Strategy;
+///
+/// let by_datagrams = Strategy::ALL.into_iter().filter(|way| *way != Strategy::TcpPunch);
+/// let names: Vec<String> = by_datagrams.map(|way| way.to_string()).collect();
+/// assert_eq!(names, ["direct", "reverse", "udp-punch", "relay"]);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum Strategy {
@@ -99,6 +107,14 @@ impl Default for Strategies {
 }
 
 /// What became of one strategy towards one member.
+///
+/// ```
+/// use waypost_proto::agent::{Attempt, Progress, Strategy};
+///
+/// let attempt = Attempt { strategy: Strategy::Direct, progress: Progress::Connected { after_ms: 12 } };
+/// let line = format!("{}: {}", attempt.strategy, attempt.progress);
+/// assert_eq!(line, "direct: connected after 12 ms");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attempt {
     /// Which.
@@ -108,6 +124,13 @@ pub struct Attempt {
 }
 
 /// How far a strategy is. Times are milliseconds since the introduction that began it.
+///
+/// ```
+/// use waypost_proto::agent::{Progress, Reason};
+///
+/// let progress = Progress::Failed { after_ms: 5_500, reason: Reason::NoAnswer };
+/// assert!(progress.to_string().starts_with("failed after 5500 ms: nothing came back"));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
     /// It was not tried.

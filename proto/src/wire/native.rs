@@ -228,6 +228,13 @@ pub const FIRST_ANSWER_LEN: usize = stun::HEADER_LEN + 8 + 4 + NONCE_LEN;
 pub const MESSAGE_MAX: usize = 1200;
 
 /// Names one occupancy of one seat: a seat that is given to somebody else gets another generation.
+///
+/// ```
+/// use waypost_proto::wire::native::SeatId;
+///
+/// let seat = SeatId { seat: 3, generation: 0x12_3456 };
+/// assert_eq!(SeatId::from_bytes(&seat.to_bytes()), Some(seat));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SeatId {
     /// The seat, 0 to 254.
@@ -285,6 +292,14 @@ impl SeatHandle {
 }
 
 /// What a client found out about its NAT from two vantage ports of the server.
+///
+/// ```
+/// use waypost_proto::wire::native::NatMapping;
+///
+/// let steps_by_two = NatMapping { step: 2, last_port: 5_000, random: false };
+/// let next: Vec<u16> = steps_by_two.predicted_ports().take(2).collect();
+/// assert_eq!(next, [5_002, 5_004]);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct NatMapping {
     /// How the mapped port changes from one destination to the next: 0 if it does not.
@@ -379,6 +394,13 @@ impl EventKind {
 }
 
 /// Why a member is gone.
+///
+/// ```
+/// use waypost_proto::wire::native::LeaveReason;
+///
+/// assert_eq!(LeaveReason::from_byte(2), Some(LeaveReason::Kicked));
+/// assert_eq!(LeaveReason::from_byte(99), None);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum LeaveReason {
