@@ -40,6 +40,9 @@ pub struct Player {
     /// A TURN server that everything of the session goes through, other members' data and the rendezvous: for networks that block
     /// UDP, and for those who want to show that server's address instead of their own.
     pub turn: Option<TurnServer>,
+    /// A TURN server on which the player gets one more address that it can be reached at, [`Strategy::Turn`]: tried beside the other
+    /// ways, and left for any better one. If the server is not there, nor is this way; it has to relay to the rendezvous server too.
+    pub turn_candidate: Option<TurnServer>,
     /// The port of this machine to use; 0 for any.
     pub local_port: u16,
     /// Up to 64 bytes that the other members see, a name for instance.
@@ -67,6 +70,7 @@ impl Player {
             reachable_port: None,
             maps_port: false,
             turn: None,
+            turn_candidate: None,
             local_port: 0,
             data: Vec::new(),
             probing: None,

@@ -163,14 +163,68 @@ fn a_session_goes_through_a_turn_server_over_udp_and_tcp() {
 }
 
 #[test]
+fn an_address_on_a_turn_server_is_a_way_of_its_own() {
+    let relay =
+        Server::start_with(&["--user", "ann:sesame", "--allow-peer", "127.0.0.0/8"]).unwrap();
+    let server = Server::start_with(&[]).unwrap();
+    for transport in [TurnTransport::Udp, TurnTransport::Tcp] {
+        let alone = player(Strategies::only(Strategy::Turn));
+        let offers = Player {
+            turn_candidate: Some(turn(relay.main_addr(), transport, "sesame")),
+            ..alone.clone()
+        };
+        let (_sessions, links) = pair(server.main_addr(), offers, alone);
+        assert!(links.iter().all(|link| link.wait_direct(LONG)));
+        let mut buf = [0; 1500];
+        for (from, to) in [(0, 1), (1, 0)] {
+            let data = vec![7; links[from].max_datagram()];
+            links[from].send(&data).unwrap();
+            let len = links[to].recv(&mut buf).unwrap();
+            assert_eq!(buf[..len], data);
+        }
+        for link in &links {
+            assert!(matches!(
+                progress(link, Strategy::Turn),
+                Progress::Connected { .. }
+            ));
+            for other in [Strategy::Relay, Strategy::UdpPunch] {
+                assert_eq!(progress(link, other), Progress::NotTried(Reason::NotChosen));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_turn_server_that_is_away_leaves_the_other_ways() {
+    let server = Server::start_with(&[]).unwrap();
+    // Nobody listens on a port that was given back.
+    let away = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let away = away.local_addr().unwrap();
+    let offers = Player {
+        turn_candidate: Some(turn(away, TurnTransport::Tcp, "sesame")),
+        ..Player::new(GAME)
+    };
+    let (_sessions, links) = pair(server.main_addr(), offers, Player::new(GAME));
+    assert!(links.iter().all(|link| link.wait_direct(LONG)));
+    assert_eq!(
+        progress(&links[0], Strategy::Turn),
+        Progress::NotTried(Reason::NoAddress)
+    );
+}
+
+#[test]
 fn a_turn_server_that_refuses_is_an_error_that_says_so() {
     let relay = Server::start_with(&["--user", "ann:sesame"]).unwrap();
-    let mut config = HostConfig::new(GAME);
-    config.player.turn = Some(turn(relay.main_addr(), TurnTransport::Tcp, "wrong"));
-    let Err(error) = Session::host(relay.main_addr(), config) else {
-        panic!("it was allowed");
-    };
-    assert!(error.to_string().contains("password"), "{error}");
+    let wrong = Some(turn(relay.main_addr(), TurnTransport::Tcp, "wrong"));
+    let (mut all, mut beside) = (HostConfig::new(GAME), HostConfig::new(GAME));
+    all.player.turn.clone_from(&wrong);
+    beside.player.turn_candidate = wrong;
+    for config in [all, beside] {
+        let Err(error) = Session::host(relay.main_addr(), config) else {
+            panic!("it was allowed");
+        };
+        assert!(error.to_string().contains("password"), "{error}");
+    }
 }
 
 #[cfg(feature = "tls")]

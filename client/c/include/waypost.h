@@ -201,6 +201,9 @@
 // Through the server.
 #define WAYPOST_STRATEGY_RELAY 16
 
+// Through a TURN server on which one of the two has an address.
+#define WAYPOST_STRATEGY_TURN 32
+
 // A TURN server is reached over UDP.
 #define WAYPOST_TURN_UDP 0
 
@@ -637,6 +640,20 @@ int waypost_config_set_turn(WaypostConfig *config,
                             const uint8_t *roots_pem,
                             uintptr_t roots_length);
 
+// A TURN server on which the player gets one more address that it can be reached at, `WAYPOST_STRATEGY_TURN`, tried beside the other
+// ways. The arguments are those of `waypost_config_set_turn`.
+//
+// # Safety
+// As `waypost_config_set_turn`.
+int waypost_config_set_turn_candidate(WaypostConfig *config,
+                                      const char *address,
+                                      int transport,
+                                      const char *username,
+                                      const char *password,
+                                      const char *name,
+                                      const uint8_t *roots_pem,
+                                      uintptr_t roots_length);
+
 // Connects a TCP stream to a member, straight through both NATs, within `timeout_ms`. Both have to call this; who calls first waits for
 // the other, so it is for a thread of its own. `descriptor` gets a connected, blocking socket that is the caller's to close, `strategy`,
 // unless null, the way that led to it: `WAYPOST_STRATEGY_TCP_PUNCH` or its like. `WAYPOST_NO_PATH` if none came about.
@@ -1016,6 +1033,20 @@ int waypost_config_set_turn(WaypostConfig *config,
                             const char *name,
                             const uint8_t *roots_pem,
                             uintptr_t roots_length);
+
+// A TURN server on which the player gets one more address that it can be reached at, `WAYPOST_STRATEGY_TURN`, tried beside the other
+// ways. The arguments are those of `waypost_config_set_turn`.
+//
+// # Safety
+// As `waypost_config_set_turn`.
+int waypost_config_set_turn_candidate(WaypostConfig *config,
+                                      const char *address,
+                                      int transport,
+                                      const char *username,
+                                      const char *password,
+                                      const char *name,
+                                      const uint8_t *roots_pem,
+                                      uintptr_t roots_length);
 
 // Connects a TCP stream to a member, straight through both NATs, within `timeout_ms`. Both have to call this; who calls first waits for
 // the other, so it is for a thread of its own. `descriptor` gets a connected, blocking socket that is the caller's to close, `strategy`,

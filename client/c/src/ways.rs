@@ -22,6 +22,8 @@ pub const WAYPOST_STRATEGY_UDP_PUNCH: u32 = 4;
 pub const WAYPOST_STRATEGY_TCP_PUNCH: u32 = 8;
 /// Through the server.
 pub const WAYPOST_STRATEGY_RELAY: u32 = 16;
+/// Through a TURN server on which one of the two has an address.
+pub const WAYPOST_STRATEGY_TURN: u32 = 32;
 
 /// A TURN server is reached over UDP.
 pub const WAYPOST_TURN_UDP: c_int = 0;
@@ -116,30 +118,72 @@ pub unsafe extern "C" fn waypost_config_set_turn(
     roots_pem: *const u8,
     roots_length: usize,
 ) -> c_int {
+    let identity = (name, roots_pem, roots_length);
     // SAFETY: as this function demands.
     unsafe {
         change(config, |hosting| {
-            hosting.player.turn = None;
-            if address.is_null() {
-                return Ok(());
-            }
-            let address = text(address)?
-                .parse()
-                .map_err(|_| Failure::invalid("the TURN server is no IP address and port"))?;
-            let transport = match transport {
-                WAYPOST_TURN_UDP => TurnTransport::Udp,
-                WAYPOST_TURN_TCP => TurnTransport::Tcp,
-                WAYPOST_TURN_TLS => by_tls(text(name)?, bytes(roots_pem, roots_length)?)?,
-                _ => return Err(Failure::invalid("there is no such transport")),
-            };
-            hosting.player.turn = Some(TurnServer {
-                address,
-                transport,
-                username: text(username)?.to_owned(),
-                password: text(password)?.to_owned(),
-            });
+            hosting.player.turn = turn_server(address, transport, username, password, identity)?;
             Ok(())
         })
+    }
+}
+
+/// A TURN server on which the player gets one more address that it can be reached at, `WAYPOST_STRATEGY_TURN`, tried beside the other
+/// ways. The arguments are those of `waypost_config_set_turn`.
+///
+/// # Safety
+/// As `waypost_config_set_turn`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn waypost_config_set_turn_candidate(
+    config: *mut WaypostConfig,
+    address: *const c_char,
+    transport: c_int,
+    username: *const c_char,
+    password: *const c_char,
+    name: *const c_char,
+    roots_pem: *const u8,
+    roots_length: usize,
+) -> c_int {
+    let identity = (name, roots_pem, roots_length);
+    // SAFETY: as this function demands.
+    unsafe {
+        change(config, |hosting| {
+            hosting.player.turn_candidate =
+                turn_server(address, transport, username, password, identity)?;
+            Ok(())
+        })
+    }
+}
+
+/// # Safety
+/// As `waypost_config_set_turn`; the last argument is name and roots.
+unsafe fn turn_server(
+    address: *const c_char,
+    transport: c_int,
+    username: *const c_char,
+    password: *const c_char,
+    (name, roots_pem, roots_length): (*const c_char, *const u8, usize),
+) -> Result<Option<TurnServer>, Failure> {
+    if address.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's texts and bytes, as this function demands.
+    unsafe {
+        let address = text(address)?
+            .parse()
+            .map_err(|_| Failure::invalid("the TURN server is no IP address and port"))?;
+        let transport = match transport {
+            WAYPOST_TURN_UDP => TurnTransport::Udp,
+            WAYPOST_TURN_TCP => TurnTransport::Tcp,
+            WAYPOST_TURN_TLS => by_tls(text(name)?, bytes(roots_pem, roots_length)?)?,
+            _ => return Err(Failure::invalid("there is no such transport")),
+        };
+        Ok(Some(TurnServer {
+            address,
+            transport,
+            username: text(username)?.to_owned(),
+            password: text(password)?.to_owned(),
+        }))
     }
 }
 

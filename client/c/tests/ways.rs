@@ -147,7 +147,7 @@ fn two_connect_a_stream_and_are_told_by_which_way() {
         ));
         CStr::from_ptr(report.as_ptr()).to_str().unwrap()
     };
-    assert_eq!(report.lines().count(), 5, "{report}");
+    assert_eq!(report.lines().count(), 6, "{report}");
     assert!(report.contains("relay: connected after 0 ms"), "{report}");
 }
 
@@ -219,6 +219,19 @@ fn settings_that_mean_nothing_are_refused() {
     ok(turn(address, WAYPOST_TURN_UDP));
     ok(turn(address, WAYPOST_TURN_TCP));
     ok(turn(null(), WAYPOST_TURN_TCP));
+    // SAFETY: a configuration and texts, all alive.
+    unsafe {
+        ok(waypost_config_set_turn_candidate(
+            config.0,
+            address,
+            WAYPOST_TURN_UDP,
+            c"ann".as_ptr(),
+            c"sesame".as_ptr(),
+            null(),
+            null(),
+            0,
+        ));
+    }
     assert_eq!(turn(address, 7), WAYPOST_INVALID);
     assert_eq!(turn(c"nowhere".as_ptr(), WAYPOST_TURN_UDP), WAYPOST_INVALID);
     let has_tls = cfg!(feature = "tls");
@@ -231,7 +244,7 @@ fn settings_that_mean_nothing_are_refused() {
             WAYPOST_STRATEGY_UDP_PUNCH + WAYPOST_STRATEGY_RELAY,
         ));
         assert_eq!(waypost_config_set_strategies(config.0, 0), WAYPOST_INVALID);
-        assert_eq!(waypost_config_set_strategies(config.0, 33), WAYPOST_INVALID);
+        assert_eq!(waypost_config_set_strategies(config.0, 65), WAYPOST_INVALID);
         ok(waypost_config_set_ports(config.0, 7_777, 7_777, false));
         ok(waypost_config_set_guesses_ports(config.0, true));
     }

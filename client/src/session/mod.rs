@@ -171,6 +171,16 @@ impl Session {
             thread::Builder::new()
                 .name("waypost".to_owned())
                 .spawn(move || thread.run())?;
+            if driver.has_turn() {
+                let thread = Arc::clone(&driver);
+                let spawned = thread::Builder::new()
+                    .name("waypost-turn".to_owned())
+                    .spawn(move || thread.run_turn());
+                if let Err(error) = spawned {
+                    Driver::finish(&mut driver.lock(), End::Left);
+                    return Err(error.into());
+                }
+            }
             Ok(Self { driver })
         })
     }

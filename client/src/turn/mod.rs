@@ -80,25 +80,23 @@ pub(crate) struct Turn {
 impl Turn {
     pub(crate) fn open(server: &TurnServer) -> io::Result<Self> {
         let wire = Wire::open(server)?;
-        let now = Instant::now();
-        let mut state = State {
-            username: server.username.clone(),
-            password: server.password.clone(),
-            realm: String::new(),
-            nonce: Vec::new(),
-            key: LongTermKey::md5("", "", ""),
-            refresh_every: REFRESH_MIN,
-            refresh: now,
-            refreshing: None,
-            is_lost: false,
-            channels: Vec::new(),
-            next_number: 0x4000,
-        };
+        let mut state = State::new(server, Instant::now());
         state.allocate(&wire)?;
         Ok(Self {
             wire,
             state: Mutex::new(state),
         })
+    }
+
+    /// As [`Turn::open`], but a server that is not there is none: only one that refuses, or cannot be trusted, is an error.
+    pub(crate) fn open_if_there(server: &TurnServer) -> io::Result<Option<Self>> {
+        match Self::open(server) {
+            Ok(turn) => Ok(Some(turn)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput => Err(error),
+                _ => Ok(None),
+            },
+        }
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -167,6 +165,22 @@ impl Drop for Turn {
 }
 
 impl State {
+    fn new(server: &TurnServer, now: Instant) -> Self {
+        Self {
+            username: server.username.clone(),
+            password: server.password.clone(),
+            realm: String::new(),
+            nonce: Vec::new(),
+            key: LongTermKey::md5("", "", ""),
+            refresh_every: REFRESH_MIN,
+            refresh: now,
+            refreshing: None,
+            is_lost: false,
+            channels: Vec::new(),
+            next_number: 0x4000,
+        }
+    }
+
     /// Asks for the challenge, then for the allocation. Blocks.
     fn allocate(&mut self, wire: &Wire) -> io::Result<()> {
         let deadline = Instant::now() + ALLOCATE_TIMEOUT;
@@ -440,21 +454,20 @@ fn random_id() -> io::Result<TransactionId> {
 mod tests {
     use super::*;
 
-    fn state() -> State {
-        let now = Instant::now();
-        State {
+    fn server(address: SocketAddr) -> TurnServer {
+        TurnServer {
+            address,
+            transport: TurnTransport::Udp,
             username: "ann".to_owned(),
             password: "sesame".to_owned(),
-            realm: "realm".to_owned(),
-            nonce: b"nonce".to_vec(),
-            key: LongTermKey::md5("ann", "realm", "sesame"),
-            refresh_every: REFRESH_MIN,
-            refresh: now,
-            refreshing: None,
-            is_lost: false,
-            channels: Vec::new(),
-            next_number: 0x4000,
         }
+    }
+
+    fn state() -> State {
+        let mut state = State::new(&server(([127, 0, 0, 1], 9).into()), Instant::now());
+        state.nonce = b"nonce".to_vec();
+        state.key = LongTermKey::md5("ann", "realm", "sesame");
+        state
     }
 
     fn peer(number: u16) -> Addr {
@@ -522,14 +535,8 @@ mod tests {
 
     #[test]
     fn an_allocation_that_the_server_has_forgotten_is_made_anew() {
-        let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let wire = Wire::open(&TurnServer {
-            address: server.local_addr().unwrap(),
-            transport: TurnTransport::Udp,
-            username: String::new(),
-            password: String::new(),
-        })
-        .unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let wire = Wire::open(&server(socket.local_addr().unwrap())).unwrap();
         let mut state = state();
         let at = state.channel(peer(5_000), Instant::now());
         state.channels[at].is_bound = true;
@@ -537,7 +544,7 @@ mod tests {
             state.renew(&wire, Instant::now()).unwrap();
             let mut buffer = [0; MESSAGE_MAX];
             loop {
-                let len = server.recv(&mut buffer).unwrap();
+                let len = socket.recv(&mut buffer).unwrap();
                 let request = Message::parse(&buffer[..len]).unwrap();
                 if request.method() != method::CHANNEL_BIND {
                     return (request.method(), request.transaction_id());

@@ -14,8 +14,9 @@ use waypost_client::{
 
 const USAGE: &str = "usage: natlab-player host|join --server HOST:PORT --code-file FILE
     [--policy direct-first|relay-first|relay-only|direct-only]   how data may travel (direct-first)
-    [--strategies LIST]  of direct, reverse, udp-punch, tcp-punch, relay; separated by commas (all)
+    [--strategies LIST]  of direct, reverse, udp-punch, tcp-punch, relay, turn; separated by commas (all)
     [--turn HOST:PORT]   a TURN server to go through, over TCP, as the account ann with the password sesame (none)
+    [--turn-candidate HOST:PORT]   the same, for one more address to be reached at (none)
     [--guess yes|no]     whether ports of a NAT that gives them out at random are guessed (no)
     [--local-port N]     the UDP port of this host (any)
     [--reachable-port N] a forwarded port of the public address (none)
@@ -44,6 +45,7 @@ struct Options {
     policy: PathPolicy,
     strategies: Strategies,
     turn: Option<SocketAddr>,
+    turn_candidate: Option<SocketAddr>,
     maps_port: bool,
     guesses: bool,
     local_port: u16,
@@ -68,6 +70,7 @@ fn options() -> Option<Options> {
         policy: PathPolicy::DirectFirst,
         strategies: Strategies::ALL,
         turn: None,
+        turn_candidate: None,
         maps_port: false,
         guesses: false,
         local_port: 0,
@@ -100,6 +103,7 @@ fn options() -> Option<Options> {
                 })?;
             }
             "--turn" => options.turn = Some(value.parse().ok()?),
+            "--turn-candidate" => options.turn_candidate = Some(value.parse().ok()?),
             "--map-port" => options.maps_port = value == "yes",
             "--guess" => options.guesses = value == "yes",
             "--stream" => options.stream = value == "yes",
@@ -134,12 +138,8 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     let player = Player {
         policy: options.policy,
         strategies: options.strategies,
-        turn: options.turn.map(|address| TurnServer {
-            address,
-            transport: TurnTransport::Tcp,
-            username: "ann".to_owned(),
-            password: "sesame".to_owned(),
-        }),
+        turn: options.turn.map(turn_server),
+        turn_candidate: options.turn_candidate.map(turn_server),
         maps_port: options.maps_port,
         guesses_ports: options.guesses,
         local_port: options.local_port,
@@ -212,6 +212,16 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     // The conversation is over; whether the server noticed is not part of it.
     let _ = session.leave();
     Ok(!converses || (report.received > 0 && report.corrupted == 0))
+}
+
+/// The laboratory's, reached over TCP.
+fn turn_server(address: SocketAddr) -> TurnServer {
+    TurnServer {
+        address,
+        transport: TurnTransport::Tcp,
+        username: "ann".to_owned(),
+        password: "sesame".to_owned(),
+    }
 }
 
 /// Written whole, under the final name at once, so that the other player never reads half of it.

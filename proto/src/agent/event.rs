@@ -19,8 +19,54 @@ pub struct Transmit {
     pub to: Addr,
     /// The IP TTL or hop limit to send it with, if not the usual one.
     pub ttl: Option<u8>,
+    /// Whether it is to go through the owner's TURN server; never, unless [`super::Config::has_turn`].
+    pub through_turn: bool,
     /// The payload.
     pub bytes: Vec<u8>,
+}
+
+impl Transmit {
+    /// From the owner's socket, as usual.
+    pub(super) const fn new(to: Addr, bytes: Vec<u8>) -> Self {
+        Self {
+            to,
+            ttl: None,
+            through_turn: false,
+            bytes,
+        }
+    }
+}
+
+/// A way for datagrams: the address at the other end, and what they go through at this one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Way {
+    pub(super) addr: Addr,
+    pub(super) through_turn: bool,
+}
+
+impl Way {
+    pub(super) const fn of(addr: Addr) -> Self {
+        Self {
+            addr,
+            through_turn: false,
+        }
+    }
+
+    pub(super) const fn through_turn(addr: Addr) -> Self {
+        Self {
+            addr,
+            through_turn: true,
+        }
+    }
+
+    pub(super) const fn send(self, bytes: Vec<u8>) -> Transmit {
+        Transmit {
+            to: self.addr,
+            ttl: None,
+            through_turn: self.through_turn,
+            bytes,
+        }
+    }
 }
 
 /// Where in a datagram handed in the application's data are, and from whom.

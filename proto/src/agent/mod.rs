@@ -29,6 +29,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod transaction;
+mod turn_offer;
 
 use std::collections::VecDeque;
 
@@ -58,6 +59,7 @@ use probe::NatProbe;
 use request::{Context, Op, Request};
 use roster::Roster;
 use transaction::Repetition;
+use turn_offer::TurnOffer;
 
 /// Most bytes of data in one datagram: a frame then has [`native::MESSAGE_MAX`] bytes, which with IPv6 and UDP headers fits
 /// the 1,280 bytes that every IPv6 path carries (RFC 8200 section 5), with room for a tunnel.
@@ -135,6 +137,10 @@ pub struct Config {
     pub guesses_ports: bool,
     /// A port of the own public address that leads to this socket, whoever sends: forwarded, or not behind a NAT.
     pub reachable_port: Option<u16>,
+    /// Whether the owner has an allocation on a TURN server for the agent to use beside its socket: it sends through it what is
+    /// marked so ([`Transmit::through_turn`], [`Agent::is_through_turn`]), and gives what comes through it to
+    /// [`Agent::handle_turn_datagram`].
+    pub has_turn: bool,
     /// Up to 64 bytes that the other members see.
     pub member_data: Vec<u8>,
     /// Addresses of the socket on local interfaces, at most four, told to members behind the same NAT.
@@ -158,6 +164,7 @@ impl Config {
             strategies: Strategies::ALL,
             guesses_ports: false,
             reachable_port: None,
+            has_turn: false,
             member_data: Vec::new(),
             local_addresses: Vec::new(),
             probing: Probing::default(),
@@ -188,6 +195,7 @@ pub struct Agent {
     mapping_told: Option<Millis>,
     recovering: bool,
     departure: Option<Departure>,
+    turn_offer: Option<TurnOffer>,
     keepalive_at: Millis,
     /// When the server was last heard from.
     heard: Millis,
@@ -224,6 +232,7 @@ impl Agent {
             mapping_told: None,
             recovering: false,
             departure: None,
+            turn_offer: None,
             keepalive_at: now,
             heard: now,
             relay_active: false,
@@ -417,6 +426,17 @@ impl Agent {
         out.extend_from_slice(prefix);
         out.extend_from_slice(data);
         Ok(address)
+    }
+
+    /// Whether what [`Agent::frame`] has just framed for a member goes through the owner's TURN server.
+    #[must_use]
+    pub fn is_through_turn(&self, to: SeatId) -> bool {
+        self.config.has_turn
+            && self.path(to) == Some(Path::Direct)
+            && self.roster.get(to).is_some_and(|member| {
+                let way = member.punch.as_ref().and_then(|punch| punch.in_use());
+                way.is_some_and(|way| way.through_turn)
+            })
     }
 
     /// The next datagram to send.

@@ -46,7 +46,7 @@ pub enum Path {
     Relayed,
     /// Through the server (unless the policy forbids it) while a direct path is being tried.
     Punching,
-    /// Straight to the member.
+    /// Straight to the member, or through a TURN server of one of the two: [`super::Agent::report`] tells which.
     Direct,
     /// None: there is no direct path and the policy forbids the relay.
     Unreachable,

@@ -9,7 +9,7 @@ use std::fmt;
 ///
 /// let by_datagrams = Strategy::ALL.into_iter().filter(|way| *way != Strategy::TcpPunch);
 /// let names: Vec<String> = by_datagrams.map(|way| way.to_string()).collect();
-/// assert_eq!(names, ["direct", "reverse", "udp-punch", "relay"]);
+/// assert_eq!(names, ["direct", "reverse", "udp-punch", "relay", "turn"]);
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
@@ -25,16 +25,19 @@ pub enum Strategy {
     TcpPunch = 8,
     /// Through the server.
     Relay = 16,
+    /// Through a TURN server (RFC 8656) on which one of the two has an address.
+    Turn = 32,
 }
 
 impl Strategy {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Direct,
         Self::Reverse,
         Self::UdpPunch,
         Self::TcpPunch,
         Self::Relay,
+        Self::Turn,
     ];
 }
 
@@ -46,6 +49,7 @@ impl fmt::Display for Strategy {
             Self::UdpPunch => "udp-punch",
             Self::TcpPunch => "tcp-punch",
             Self::Relay => "relay",
+            Self::Turn => "turn",
         })
     }
 }
@@ -64,7 +68,7 @@ pub struct Strategies(u8);
 
 impl Strategies {
     /// All of them, in parallel.
-    pub const ALL: Self = Self(31);
+    pub const ALL: Self = Self(63);
     /// None; a beginning for [`Strategies::with`].
     pub const NONE: Self = Self(0);
 
@@ -97,6 +101,7 @@ impl Strategies {
         self.contains(Strategy::Direct)
             || self.contains(Strategy::Reverse)
             || self.contains(Strategy::UdpPunch)
+            || self.contains(Strategy::Turn)
     }
 }
 

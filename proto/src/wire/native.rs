@@ -131,6 +131,8 @@ pub mod attr {
     pub const REACHABLE_PORT: u16 = 0xcb0d;
     /// In XOR form, a member's public address with its REACHABLE-PORT.
     pub const REACHABLE_ADDRESS: u16 = 0xcb0e;
+    /// In XOR form, an address on a TURN server that leads to a member, from which the server has seen it.
+    pub const RELAYED_ADDRESS: u16 = 0xcb0f;
     /// Empty, in a connectivity check: its sender is about to leave the server and goes on directly.
     pub const LEAVES_SERVER: u16 = 0xcb20;
 }
@@ -363,7 +365,7 @@ pub enum EventKind {
     SessionChanged = 4,
     /// Nested: MEMBER-DATA as it is now.
     MemberChanged = 5,
-    /// Begin punching. Nested: XOR-MAPPED-ADDRESS, LOCAL-ADDRESS, PREDICTED-ADDRESS, REACHABLE-ADDRESS, CHECK-KEY,
+    /// Begin punching. Nested: XOR-MAPPED-ADDRESS, LOCAL-ADDRESS, PREDICTED-ADDRESS, REACHABLE-ADDRESS, RELAYED-ADDRESS, CHECK-KEY,
     /// START-TIME.
     Introduction = 6,
     /// The receiver's own seat is gone; the reason is a [`LeaveReason`]. The last event.
@@ -528,6 +530,7 @@ pub struct Fields<'a> {
     pub probe_port: Option<u16>,
     pub member_count: Option<u8>,
     pub tcp_address: Option<Addr>,
+    pub relayed: Option<Addr>,
     pub reachable_port: Option<u16>,
     pub reachable: Option<Addr>,
 }
@@ -632,6 +635,7 @@ impl<'a> Fields<'a> {
             attr::PROBE_PORT => set(&mut self.probe_port, u16::try_from(word(value)?).ok()?),
             attr::MEMBER_COUNT => set(&mut self.member_count, u8::try_from(word(value)?).ok()?),
             attr::TCP_ADDRESS => set(&mut self.tcp_address, stun::decode_xor_addr(value, id)?),
+            attr::RELAYED_ADDRESS => set(&mut self.relayed, stun::decode_xor_addr(value, id)?),
             attr::REACHABLE_PORT => {
                 set(&mut self.reachable_port, u16::try_from(word(value)?).ok()?);
             }

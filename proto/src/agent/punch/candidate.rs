@@ -1,11 +1,10 @@
 //! One address of a peer: what has been sent there, and what it has proved. Never decides which address is used.
 
-use super::super::event::Transmit;
+use super::super::event::{Transmit, Way};
 use super::super::ledger::Ledger;
 use super::super::request::write_check;
 use super::super::strategy::Strategy;
 use super::{KEEP_MS, OPENER_TTLS};
-use crate::addr::Addr;
 use crate::time::Millis;
 use crate::wire::native::SeatHandle;
 use crate::wire::stun::TransactionId;
@@ -19,7 +18,7 @@ const OUTSTANDING: usize = 16;
 
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
-    pub(super) addr: Addr,
+    pub(super) way: Way,
     /// First bytes of its checks' transaction ids; a counter follows.
     pub(super) prefix: [u8; 8],
     /// What it is to be counted as when it leads to the peer.
@@ -43,9 +42,9 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    pub(super) fn new(addr: Addr, strategy: Strategy, prefix: [u8; 8], now: Millis) -> Self {
+    pub(super) fn new(way: Way, strategy: Strategy, prefix: [u8; 8], now: Millis) -> Self {
         Self {
-            addr,
+            way,
             prefix,
             strategy,
             checks: 0,
@@ -64,7 +63,7 @@ impl Candidate {
 
     /// Whether a packet may go there; if so, it is noted as sent.
     pub(super) fn may_send(&self, now: Millis, ledger: &mut Ledger) -> bool {
-        self.proven || ledger.spend(now, self.addr)
+        self.proven || ledger.spend(now, self.way.addr)
     }
 
     pub(super) fn check_id(&self, number: u32) -> TransactionId {
@@ -89,11 +88,7 @@ impl Candidate {
         self.checks = self.checks.wrapping_add(1);
         self.last_check = now;
         self.last_out = now;
-        Transmit {
-            to: self.addr,
-            ttl: None,
-            bytes: write_check(id, own, key),
-        }
+        self.way.send(write_check(id, own, key))
     }
 
     /// When the path that is in use wants its next check.

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::super::event::Transmit;
+use super::super::event::{Transmit, Way};
 use super::super::ledger::{GUESSES_PER_MINUTE, Ledger};
 use super::super::request::write_check;
 use crate::addr::Addr;
@@ -60,9 +60,10 @@ impl Guesses {
     }
 
     /// The beginning of the transaction ids, if an answer from `from` with this one is to a guess.
-    pub(super) fn answered_by(&self, from: Addr, id: TransactionId) -> Option<[u8; 8]> {
-        let is_to_one =
-            self.made > 0 && from.ip() == self.around.ip() && id == self.id(from.port());
+    pub(super) fn answered_by(&self, from: Way, id: TransactionId) -> Option<[u8; 8]> {
+        let is_to_one = from == Way::of(self.around.with_port(from.addr.port()))
+            && self.made > 0
+            && id == self.id(from.addr.port());
         is_to_one.then_some(self.prefix)
     }
 
@@ -88,11 +89,8 @@ impl Guesses {
                 return;
             }
             if let Some(port) = self.port(self.made) {
-                out.push_back(Transmit {
-                    to: self.around.with_port(port),
-                    ttl: None,
-                    bytes: write_check(self.id(port), own, key),
-                });
+                let check = write_check(self.id(port), own, key);
+                out.push_back(Transmit::new(self.around.with_port(port), check));
             }
             self.made += 1;
         }

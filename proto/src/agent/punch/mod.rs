@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::event::Transmit;
+use super::event::{Transmit, Way};
 use super::ledger::Ledger;
 use super::path::DirectState;
 use super::request::{write_check_answer, write_notice};
@@ -55,6 +55,10 @@ pub(super) struct Introduced {
     pub(super) predicted: Vec<Addr>,
     /// Claimed by the peer: on its own network, or forwarded to it.
     pub(super) reachable: Vec<Addr>,
+    /// Seen by the server: an address of the peer's on a TURN server.
+    pub(super) relayed: Option<Addr>,
+    /// Whether this side has one.
+    pub(super) own_turn: bool,
     /// The port near which to guess, if that is wanted.
     pub(super) guess_from: Option<u16>,
     pub(super) key: [u8; 16],
@@ -70,13 +74,21 @@ pub(super) struct Punch {
     candidates: Vec<Candidate>,
     chosen: Option<usize>,
     guesses: Option<Guesses>,
+    /// The peer's address on a TURN server, and whether that way was chosen.
+    relayed: Option<Addr>,
+    allows_turn: bool,
     /// By place in [`UDP_STRATEGIES`]: whether it had an address to try, and when it led to the peer.
-    tried: [bool; 3],
-    connected_at: [Option<Millis>; 3],
+    tried: [bool; UDP_STRATEGIES.len()],
+    connected_at: [Option<Millis>; UDP_STRATEGIES.len()],
 }
 
 /// The strategies that this is about.
-const UDP_STRATEGIES: [Strategy; 3] = [Strategy::Direct, Strategy::Reverse, Strategy::UdpPunch];
+const UDP_STRATEGIES: [Strategy; 4] = [
+    Strategy::Direct,
+    Strategy::Reverse,
+    Strategy::UdpPunch,
+    Strategy::Turn,
+];
 
 /// What became of a message or a timeout.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,12 +116,25 @@ impl Punch {
             |addr: &Addr| addr.port() >= 1024 || observed.is_some_and(|o| o.port() == addr.port());
         let each = |addrs: &[Addr], strategy| {
             let addrs = addrs.iter().copied().filter(may_be_claimed);
-            addrs.map(|addr| (addr, strategy)).collect::<Vec<_>>()
+            addrs
+                .map(|addr| (Way::of(addr), strategy))
+                .collect::<Vec<_>>()
         };
+        let relayed = introduced.relayed;
+        let own_turn = observed
+            .iter()
+            .chain(&relayed)
+            .map(|addr| Way::through_turn(*addr));
+        let by_turn = relayed
+            .into_iter()
+            .map(Way::of)
+            .chain(own_turn.filter(|_| introduced.own_turn))
+            .map(|way| (way, Strategy::Turn));
         let told = observed
-            .map(|addr| (addr, Strategy::UdpPunch))
+            .map(|addr| (Way::of(addr), Strategy::UdpPunch))
             .into_iter()
             .chain(each(&introduced.reachable, Strategy::Direct))
+            .chain(by_turn)
             .chain(each(&introduced.predicted, Strategy::UdpPunch));
         let mut punch = Self {
             key: introduced.key,
@@ -118,18 +143,20 @@ impl Punch {
             candidates: Vec::new(),
             chosen: None,
             guesses: None,
-            tried: [false, chosen.contains(Strategy::Reverse), false],
-            connected_at: [None; 3],
+            relayed,
+            allows_turn: chosen.contains(Strategy::Turn),
+            tried: UDP_STRATEGIES.map(|it| it == Strategy::Reverse && chosen.contains(it)),
+            connected_at: [None; UDP_STRATEGIES.len()],
         };
-        for (addr, strategy) in told {
+        for (way, strategy) in told {
             if !chosen.contains(strategy)
                 || punch.candidates.len() == CANDIDATES_MAX
-                || punch.candidates.iter().any(|c| c.addr == addr)
-                || !may_try(addr, server)
+                || punch.candidates.iter().any(|c| c.way == way)
+                || !may_try(way.addr, server)
             {
                 continue;
             }
-            let mut candidate = Candidate::new(addr, strategy, rng.random(), now);
+            let mut candidate = Candidate::new(way, strategy, rng.random(), now);
             if strategy == Strategy::UdpPunch {
                 candidate.openers = 0;
                 candidate.next = Some(now);
@@ -156,7 +183,7 @@ impl Punch {
     fn inherit(&mut self, previous: Self, now: Millis) {
         for (i, old) in previous.candidates.into_iter().enumerate() {
             let in_use = previous.chosen == Some(i);
-            let at = self.candidates.iter().position(|c| c.addr == old.addr);
+            let at = self.candidates.iter().position(|c| c.way == old.way);
             match at {
                 Some(at) => {
                     let candidate = &mut self.candidates[at];
@@ -167,21 +194,28 @@ impl Punch {
                         candidate.next = None;
                         candidate.data_out = old.data_out;
                         self.chosen = Some(at);
-                        self.guesses = None;
                         self.connected_at[place(candidate.strategy)] = Some(now);
+                        self.end_guessing_for(old.strategy);
                     }
                 }
                 // The peer may still send from wherever it was heard.
                 None if (in_use || old.heard) && self.candidates.len() < CANDIDATES_MAX => {
                     if in_use {
                         self.chosen = Some(self.candidates.len());
-                        self.guesses = None;
                         self.connected_at[place(old.strategy)] = Some(now);
+                        self.end_guessing_for(old.strategy);
                     }
                     self.candidates.push(Candidate { next: None, ..old });
                 }
                 None => {}
             }
+        }
+    }
+
+    /// What leads to the peer only by way of a TURN server leaves the guesses worth their while.
+    fn end_guessing_for(&mut self, proven: Strategy) {
+        if proven != Strategy::Turn {
+            self.guesses = None;
         }
     }
 
@@ -209,12 +243,12 @@ impl Punch {
         let candidate = &mut self.candidates[self.chosen?];
         candidate.last_out = now;
         candidate.data_out = now;
-        Some(candidate.addr)
+        Some(candidate.way.addr)
     }
 
     /// Whether data from `from` are the peer's, noting that they came.
-    pub(super) fn accepts_data(&mut self, now: Millis, from: Addr) -> bool {
-        let candidate = self.candidates.iter_mut().find(|c| c.addr == from);
+    pub(super) fn accepts_data(&mut self, now: Millis, from: Way) -> bool {
+        let candidate = self.candidates.iter_mut().find(|c| c.way == from);
         candidate.is_some_and(|candidate| {
             let accepted = candidate.heard || candidate.proven;
             if accepted {
@@ -224,14 +258,14 @@ impl Punch {
         })
     }
 
-    /// The address of the path in use.
-    pub(super) fn in_use(&self) -> Option<Addr> {
-        self.chosen.map(|at| self.candidates[at].addr)
+    /// The path in use.
+    pub(super) fn in_use(&self) -> Option<Way> {
+        self.chosen.map(|at| self.candidates[at].way)
     }
 
     /// A notice that the own side leaves the server, for the path in use.
-    pub(super) fn notice(&self, id: TransactionId, own: SeatHandle) -> Option<(Addr, Vec<u8>)> {
-        Some((self.in_use()?, write_notice(id, own, &self.key)))
+    pub(super) fn notice(&self, id: TransactionId, own: SeatHandle) -> Option<Transmit> {
+        Some(self.in_use()?.send(write_notice(id, own, &self.key)))
     }
 
     /// Whether `message` was written by somebody who knows the key of this pair.
@@ -243,18 +277,20 @@ impl Punch {
     pub(super) fn on_check(
         &mut self,
         now: Millis,
-        from: Addr,
+        from: Way,
         id: TransactionId,
         server: Addr,
         ledger: &mut Ledger,
         rng: &mut StdRng,
     ) -> Option<Transmit> {
-        let at = match self.candidates.iter().position(|c| c.addr == from) {
+        let at = match self.candidates.iter().position(|c| c.way == from) {
             Some(at) => at,
-            None if self.candidates.len() < CANDIDATES_MAX && may_try(from, server) => {
+            None if self.is_by_turn(from) && !self.allows_turn => return None,
+            None if self.candidates.len() < CANDIDATES_MAX && may_try(from.addr, server) => {
                 // Who is called where it sent nothing to is reached because the other called.
                 let punches = self.candidates.iter().any(|c| c.openers > 0);
                 let strategy = match punches && self.tried[place(Strategy::UdpPunch)] {
+                    _ if self.is_by_turn(from) => Strategy::Turn,
                     true => Strategy::UdpPunch,
                     false => Strategy::Reverse,
                 };
@@ -277,17 +313,17 @@ impl Punch {
             let soon = now.max(candidate.last_check + TRIGGER_GAP_MS);
             candidate.next = Some(candidate.next.map_or(soon, |next| next.min(soon)));
         }
-        Some(Transmit {
-            to: from,
-            ttl: None,
-            bytes: write_check_answer(id, from, &self.key),
-        })
+        Some(from.send(write_check_answer(id, from.addr, &self.key)))
+    }
+
+    fn is_by_turn(&self, way: Way) -> bool {
+        way.through_turn || self.relayed == Some(way.addr)
     }
 
     /// An answer to a check. Returns whether it was one of ours, from the address that was checked.
-    pub(super) fn on_answer(&mut self, now: Millis, from: Addr, message: &Message<'_>) -> bool {
+    pub(super) fn on_answer(&mut self, now: Millis, from: Way, message: &Message<'_>) -> bool {
         let id = message.transaction_id();
-        let known = self.candidates.iter().position(|c| c.addr == from);
+        let known = self.candidates.iter().position(|c| c.way == from);
         let answers = known.is_some_and(|at| self.candidates[at].check_sent_at(id).is_some());
         let guessed = self
             .guesses
@@ -309,7 +345,7 @@ impl Punch {
             }
             (None, None) => return false,
         };
-        self.guesses = None;
+        self.end_guessing_for(self.candidates[at].strategy);
         let candidate = &mut self.candidates[at];
         candidate.proven = true;
         let place = place(candidate.strategy);
@@ -318,14 +354,14 @@ impl Punch {
         candidate.last_in = now;
         candidate.next = None;
         candidate.openers = OPENER_TTLS.len();
-        let is_shortest = candidate.strategy == Strategy::Direct;
+        let rank = rank(candidate.strategy);
         let in_use = self.chosen.map(|at| self.candidates[at].strategy);
-        if in_use.is_none() || (is_shortest && in_use != Some(Strategy::Direct)) {
+        if in_use.is_none_or(|in_use| self::rank(in_use) < rank) {
             self.chosen = Some(at);
             // What the peer was not heard from is not needed any more, unless it is better. What it was heard from, it may have
             // chosen.
             for other in &mut self.candidates {
-                let is_better = other.strategy == Strategy::Direct && !is_shortest;
+                let is_better = self::rank(other.strategy) > rank;
                 if other.proven || !(other.heard || is_better) {
                     other.next = None;
                     other.openers = OPENER_TTLS.len();
@@ -374,9 +410,8 @@ impl Punch {
             {
                 if candidate.may_send(now, ledger) {
                     out.push_back(Transmit {
-                        to: candidate.addr,
                         ttl: Some(*ttl),
-                        bytes: vec![OPENER],
+                        ..candidate.way.send(vec![OPENER])
                     });
                 }
                 candidate.openers += 1;
@@ -390,7 +425,7 @@ impl Punch {
                 candidate.unanswered = candidate.unanswered.saturating_add(1);
                 candidate.next =
                     (candidate.unanswered < KEEP_FAILURES + REVIVALS).then(|| now + KEEP_MS);
-            } else if !ledger.is_spent(now, candidate.addr) {
+            } else if !ledger.is_spent(now, candidate.way.addr) {
                 candidate.next = match candidate.checks {
                     n if n < QUICK_CHECKS => Some(now + QUICK_GAP_MS),
                     n if n < CHECKS => Some(now + SLOW_GAP_MS),
@@ -414,7 +449,7 @@ impl Punch {
     }
 
     /// What became of the strategies that this is about.
-    pub(super) fn report(&self, now: Millis) -> [Attempt; 3] {
+    pub(super) fn report(&self, now: Millis) -> [Attempt; UDP_STRATEGIES.len()] {
         UDP_STRATEGIES.map(|strategy| {
             let place = place(strategy);
             let in_use = self.chosen.map(|at| self.candidates[at].strategy);
@@ -471,7 +506,17 @@ fn place(strategy: Strategy) -> usize {
     match strategy {
         Strategy::Direct => 0,
         Strategy::Reverse => 1,
+        Strategy::Turn => 3,
         _ => 2,
+    }
+}
+
+/// Which of two proven ways is used: the one that ranks higher, else the first.
+const fn rank(strategy: Strategy) -> u8 {
+    match strategy {
+        Strategy::Direct => 2,
+        Strategy::Turn => 0,
+        _ => 1,
     }
 }
 

@@ -11,19 +11,23 @@ fn addr(text: &str) -> Addr {
     Addr::new(text.parse().unwrap())
 }
 
+fn own() -> SeatHandle {
+    SeatHandle {
+        code: JoinCode::from_bits(1).unwrap(),
+        id: SeatId {
+            seat: 0,
+            generation: 1,
+        },
+    }
+}
+
 /// A peer that has the key sends checks from ever new and from ever the same addresses, and answers nothing.
 #[test]
 fn a_hostile_peer_cannot_spend_more_than_the_budget() {
     let mut rng = StdRng::seed_from_u64(1);
     let mut ledger = Ledger::new(Millis(0));
     let server = addr("198.51.100.1:3478");
-    let own = SeatHandle {
-        code: JoinCode::from_bits(1).unwrap(),
-        id: SeatId {
-            seat: 0,
-            generation: 1,
-        },
-    };
+    let own = own();
     let introduced = Introduced {
         observed: Some(addr("203.0.113.1:5000")),
         reachable: vec![addr("192.168.0.1:5000"), addr("203.0.113.1:5002")],
@@ -52,7 +56,7 @@ fn a_hostile_peer_cannot_spend_more_than_the_budget() {
             addr("203.0.113.9:1").with_port(now.0 as u16 + 1),
         ] {
             let id = TransactionId([now.0 as u8; 12]);
-            out.extend(punch.on_check(now, from, id, server, &mut ledger, &mut rng));
+            out.extend(punch.on_check(now, Way::of(from), id, server, &mut ledger, &mut rng));
         }
         punch.handle_timeout(now, own, 64, &mut ledger, &mut out);
         for transmit in out.drain(..) {
@@ -72,13 +76,7 @@ fn a_hostile_server_cannot_spend_more_than_the_budget_of_a_minute() {
     let mut rng = StdRng::seed_from_u64(4);
     let mut ledger = Ledger::new(Millis(0));
     let server = addr("198.51.100.1:3478");
-    let own = SeatHandle {
-        code: JoinCode::from_bits(1).unwrap(),
-        id: SeatId {
-            seat: 0,
-            generation: 1,
-        },
-    };
+    let own = own();
     let victim = addr("203.0.113.1:5000");
     let mut sent: HashMap<Addr, u32> = HashMap::new();
     let mut out = VecDeque::new();
@@ -91,6 +89,8 @@ fn a_hostile_server_cannot_spend_more_than_the_budget_of_a_minute() {
             predicted: vec![other.with_port(20_000 + now.0 as u16)],
             reachable: vec![other],
             guess_from: Some(40_000),
+            relayed: Some(other.with_port(30_000)),
+            own_turn: true,
             key: [7; 16],
             start_in_ms: 0,
         };
@@ -122,13 +122,7 @@ fn an_answer_must_be_to_a_check_of_ours_and_from_where_it_went() {
     let mut ledger = Ledger::new(Millis(0));
     let server = addr("198.51.100.1:3478");
     let peer = addr("203.0.113.1:5000");
-    let own = SeatHandle {
-        code: JoinCode::from_bits(1).unwrap(),
-        id: SeatId {
-            seat: 0,
-            generation: 1,
-        },
-    };
+    let own = own();
     let introduced = Introduced {
         observed: Some(peer),
         key: [7; 16],
@@ -154,7 +148,7 @@ fn an_answer_must_be_to_a_check_of_ours_and_from_where_it_went() {
     ] {
         let answer = write_check_answer(id, peer, &key);
         let message = Message::parse(&answer).unwrap();
-        assert_eq!(punch.on_answer(Millis(40), from, &message), ok);
+        assert_eq!(punch.on_answer(Millis(40), Way::of(from), &message), ok);
         assert_eq!(punch.state() == DirectState::Proven, ok);
     }
 }
@@ -163,13 +157,7 @@ fn an_answer_must_be_to_a_check_of_ours_and_from_where_it_went() {
 fn an_address_on_the_same_network_takes_the_place_of_a_punched_one() {
     let mut rng = StdRng::seed_from_u64(5);
     let mut ledger = Ledger::new(Millis(0));
-    let own = SeatHandle {
-        code: JoinCode::from_bits(1).unwrap(),
-        id: SeatId {
-            seat: 0,
-            generation: 1,
-        },
-    };
+    let own = own();
     let (punched, near) = (addr("203.0.113.1:5000"), addr("192.168.0.7:5000"));
     let introduced = Introduced {
         observed: Some(punched),
@@ -191,7 +179,7 @@ fn an_address_on_the_same_network_takes_the_place_of_a_punched_one() {
             .transaction_id();
         let answer = write_check_answer(id, from, &[7; 16]);
         let message = Message::parse(&answer).unwrap();
-        assert!(punch.on_answer(Millis(now), from, &message));
+        assert!(punch.on_answer(Millis(now), Way::of(from), &message));
         let best = if now == 40 { punched } else { near };
         assert_eq!(punch.send_data(Millis(now)), Some(best));
     }
@@ -201,13 +189,7 @@ fn an_address_on_the_same_network_takes_the_place_of_a_punched_one() {
 fn far_openers_wait_for_the_peer_and_checks_for_the_start() {
     let mut rng = StdRng::seed_from_u64(3);
     let mut ledger = Ledger::new(Millis(0));
-    let own = SeatHandle {
-        code: JoinCode::from_bits(1).unwrap(),
-        id: SeatId {
-            seat: 0,
-            generation: 1,
-        },
-    };
+    let own = own();
     let introduced = Introduced {
         observed: Some(addr("203.0.113.1:5000")),
         key: [7; 16],
@@ -241,4 +223,86 @@ fn far_openers_wait_for_the_peer_and_checks_for_the_start() {
             (450, None)
         ]
     );
+}
+
+fn introduced(observed: Addr, relayed: Addr) -> Introduced {
+    Introduced {
+        observed: Some(observed),
+        relayed: Some(relayed),
+        own_turn: true,
+        key: [7; 16],
+        ..Introduced::default()
+    }
+}
+
+/// The answer to the check that was last sent this way.
+fn answer(out: &VecDeque<Transmit>, way: Way) -> Vec<u8> {
+    let check = out.iter().rfind(|transmit| {
+        (transmit.to, transmit.through_turn, transmit.ttl) == (way.addr, way.through_turn, None)
+    });
+    let id = Message::parse(&check.unwrap().bytes)
+        .unwrap()
+        .transaction_id();
+    write_check_answer(id, way.addr, &[7; 16])
+}
+
+#[test]
+fn a_way_through_a_turn_server_is_used_until_there_is_a_better_one() {
+    let mut rng = StdRng::seed_from_u64(6);
+    let mut ledger = Ledger::new(Millis(0));
+    let own = own();
+    let (observed, relayed) = (addr("203.0.113.1:5000"), addr("192.0.2.9:49152"));
+    let introduced = introduced(observed, relayed);
+    let server = addr("198.51.100.1:3478");
+    let chosen = Strategies::ALL;
+    let mut punch = Punch::new(Millis(0), &introduced, chosen, server, None, &mut rng);
+    let mut out = VecDeque::new();
+    punch.handle_timeout(Millis(0), own, 64, &mut ledger, &mut out);
+    // All four ways are tried at once.
+    let ways = [
+        Way::of(relayed),
+        Way::through_turn(observed),
+        Way::through_turn(relayed),
+        Way::of(observed),
+    ];
+    let answers = ways.map(|way| answer(&out, way));
+    // An answer counts only if it comes the way that the check went.
+    let message = Message::parse(&answers[1]).unwrap();
+    assert!(!punch.on_answer(Millis(30), Way::of(observed), &message));
+    for (at, in_use) in [(1, 1), (0, 1), (3, 3), (2, 3)] {
+        let message = Message::parse(&answers[at]).unwrap();
+        assert!(punch.on_answer(Millis(40), ways[at], &message));
+        assert_eq!(punch.in_use(), Some(ways[in_use]), "after {at}");
+    }
+    let report = punch.report(Millis(50));
+    for strategy in [Strategy::Turn, Strategy::UdpPunch] {
+        let attempt = report.iter().find(|attempt| attempt.strategy == strategy);
+        assert!(matches!(
+            attempt.unwrap().progress,
+            Progress::Connected { .. }
+        ));
+    }
+}
+
+#[test]
+fn who_did_not_choose_turn_does_not_answer_a_peers_turn_server() {
+    let mut rng = StdRng::seed_from_u64(7);
+    let mut ledger = Ledger::new(Millis(0));
+    let (observed, relayed) = (addr("203.0.113.1:5000"), addr("192.0.2.9:49152"));
+    let introduced = Introduced {
+        own_turn: false,
+        ..introduced(observed, relayed)
+    };
+    let server = addr("198.51.100.1:3478");
+    for (chosen, answers) in [
+        (Strategies::ALL, true),
+        (Strategies::ALL.without(Strategy::Turn), false),
+    ] {
+        let mut punch = Punch::new(Millis(0), &introduced, chosen, server, None, &mut rng);
+        let (id, from) = (TransactionId([1; 12]), Way::of(relayed));
+        let answer = punch.on_check(Millis(1), from, id, server, &mut ledger, &mut rng);
+        assert_eq!(answer.is_some(), answers);
+        let tries = punch.candidates.iter().any(|c| c.way.addr == relayed);
+        assert_eq!(tries, answers);
+    }
 }
