@@ -41,7 +41,7 @@ impl Agent {
     }
 
     /// Waits for others who want a session of `players` with the same key of 1 to 64 bytes. The seat comes at once, the
-    /// others with [`SessionEvent::Formed`].
+    /// others with [`super::SessionEvent::Formed`].
     ///
     /// # Errors
     /// As [`Agent::host`].
