@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::conduit::TurnServer;
+use crate::turn::TurnServer;
 use waypost_proto::agent::{self, Config, Credential, PathPolicy, Probing, Strategies, Strategy};
 use waypost_proto::message::Messaging;
 
@@ -35,11 +35,14 @@ pub struct Player {
     /// up; or the local port itself if there is no NAT.
     pub reachable_port: Option<u16>,
     /// Whether the router is asked for such a port, by PCP, NAT-PMP or UPnP. Takes up to some seconds if it knows none of
-    /// them.
+    /// them. The port is renewed as long as the session lasts, and given back then.
     pub maps_port: bool,
     /// A TURN server that everything of the session goes through, other members' data and the rendezvous: for networks that block
     /// UDP, and for those who want to show that server's address instead of their own.
     pub turn: Option<TurnServer>,
+    /// A TURN server on which the player gets one more address that it can be reached at, [`Strategy::Turn`]: tried beside the other
+    /// ways, and left for any better one. If the server is not there, nor is this way; it has to relay to the rendezvous server too.
+    pub turn_candidate: Option<TurnServer>,
     /// The port of this machine to use; 0 for any.
     pub local_port: u16,
     /// Up to 64 bytes that the other members see, a name for instance.
@@ -67,6 +70,7 @@ impl Player {
             reachable_port: None,
             maps_port: false,
             turn: None,
+            turn_candidate: None,
             local_port: 0,
             data: Vec::new(),
             probing: None,

@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::link::Inbox;
 use crate::port_mapping::Forwarding;
 use crate::readiness::Readiness;
+use crate::turn::Turn;
 
 /// The longest sleep.
 const NAP: Duration = Duration::from_millis(50);
@@ -87,8 +88,10 @@ pub(crate) struct Core {
 /// A socket and an agent.
 pub(crate) struct Driver {
     socket: Conduit,
-    /// Given back when this is dropped.
-    _mapping: Option<Forwarding>,
+    /// An address on a TURN server, beside the socket.
+    turn: Option<Turn>,
+    /// Kept until it is given back.
+    mapping: Mutex<Option<Forwarding>>,
     server: SocketAddr,
     usual_ttl: u32,
     is_ipv4: bool,
@@ -138,6 +141,13 @@ impl Driver {
         if let Some(mapping) = &mapping {
             config.reachable_port = Some(mapping.external_port());
         }
+        let turn = match &player.turn_candidate {
+            Some(server) if !hides && config.strategies.contains(Strategy::Turn) => {
+                Turn::open_if_there(server)?
+            }
+            _ => None,
+        };
+        config.has_turn = turn.is_some();
         let messages = match player.messages {
             Some(messaging) => Some(Messages::new(messaging, random_seed()?)),
             None => None,
@@ -146,7 +156,8 @@ impl Driver {
         let seed = random_seed()?;
         Ok(Self {
             socket,
-            _mapping: mapping,
+            turn,
+            mapping: Mutex::new(mapping),
             server,
             usual_ttl,
             is_ipv4,
@@ -288,8 +299,16 @@ impl Driver {
                 other => Error::NoPath(other),
             })?;
         // Under the lock, because an opener changes the socket's TTL for a moment.
-        self.socket.send_to(frame, target.to_socket_addr())?;
+        let through_turn = agent.is_through_turn(to);
+        self.send_frame(frame, target, through_turn)?;
         Ok(())
+    }
+
+    fn send_frame(&self, frame: &[u8], to: Addr, through_turn: bool) -> io::Result<usize> {
+        match &self.turn {
+            Some(turn) if through_turn => turn.send_to(frame, to),
+            _ => self.socket.send_to(frame, to.to_socket_addr()),
+        }
     }
 
     /// The inbox of a member, which exists as soon as somebody asks or data come.
@@ -335,7 +354,8 @@ impl Driver {
         while let Some(to) = messages.poll_transmit(now, message) {
             // Without a path, or refused by the system, it is lost like any datagram.
             if let Ok(target) = agent.frame(now, to, message, frame) {
-                drop(self.socket.send_to(frame, target.to_socket_addr()));
+                let through_turn = agent.is_through_turn(to);
+                drop(self.send_frame(frame, target, through_turn));
             }
         }
     }
@@ -363,7 +383,9 @@ impl Driver {
             let to = transmit.to.to_socket_addr();
             // An address that cannot be reached from here is the same as a datagram lost on the way.
             match transmit.ttl {
-                None => drop(self.socket.send_to(&transmit.bytes, to)),
+                None => {
+                    drop(self.send_frame(&transmit.bytes, transmit.to, transmit.through_turn));
+                }
                 // What dies on the way opens nothing that a TURN server has not opened.
                 Some(_) if self.socket.socket().is_none() => {}
                 Some(ttl) => {
@@ -446,6 +468,12 @@ impl Driver {
         core.readiness.set_ended();
     }
 
+    /// Gives the port back that the router forwards, if it forwards one.
+    pub(crate) fn give_port_back(&self) {
+        let mapping = self.mapping.lock();
+        drop(mapping.unwrap_or_else(PoisonError::into_inner).take());
+    }
+
     /// Tells everybody who waits to look again.
     pub(crate) fn notify(&self) {
         self.changed.notify_all();
@@ -503,6 +531,49 @@ impl Driver {
             }
         };
         Self::inbox_of(core, from).push(data);
+    }
+
+    /// Whether there is a TURN server for [`Driver::run_turn`].
+    pub(crate) const fn has_turn(&self) -> bool {
+        self.turn.is_some()
+    }
+
+    /// Takes what comes through the TURN server, and keeps the allocation, until the seat is gone.
+    pub(crate) fn run_turn(&self) {
+        let Some(turn) = &self.turn else { return };
+        let mut buffer = vec![0; RECEIVE_BUFFER];
+        let mut errors = 0;
+        if turn.set_read_timeout(Some(NAP)).is_err() {
+            return;
+        }
+        while errors < RECEIVE_ERRORS_MAX {
+            let received = turn.recv_from(&mut buffer);
+            let mut core = self.lock();
+            if core.end.is_some() {
+                return;
+            }
+            match received {
+                Ok((len, from)) => {
+                    errors = 0;
+                    let bytes = &buffer[..len];
+                    let now = self.now();
+                    let delivery = core.agent.handle_turn_datagram(now, from.into(), bytes);
+                    if let Some(delivery) = delivery {
+                        Self::deliver(now, &mut core, delivery.from, &bytes[delivery.range]);
+                    }
+                    self.flush(&mut core);
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock
+                            | io::ErrorKind::TimedOut
+                            | io::ErrorKind::Interrupted
+                    ) => {}
+                // The other ways go on, and the checks of this one go unanswered.
+                Err(_) => errors += 1,
+            }
+        }
     }
 
     /// Drives until the seat is gone.

@@ -60,6 +60,8 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // The library's own words, which say what to do.
+            Self::Io(error) if error.get_ref().is_some() => error.fmt(f),
             Self::Io(error) => write!(
                 f,
                 "a socket operation failed: {error}; check that this machine is online and allowed to use UDP"

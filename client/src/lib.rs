@@ -42,9 +42,9 @@ mod port_mapping;
 mod readiness;
 mod session;
 mod stream;
+mod turn;
 mod upnp;
 
-pub use conduit::TurnServer;
 pub use config::{HostConfig, JoinConfig, Player};
 pub use error::Error;
 pub use link::Link;
@@ -56,9 +56,12 @@ pub use packet_handshake::{
 };
 pub use session::{Member, Session};
 pub use stream::ConnectedStream;
+#[cfg(feature = "tls")]
+pub use turn::ServerIdentity;
+pub use turn::{TurnServer, TurnTransport};
 pub use waypost_proto::agent::{
-    Attempt, Credential, Failure, ListFilter, ListedSession, Path, PathPolicy, Probing, Progress,
-    Reason, Rejected, SessionEvent, Strategies, Strategy, describe,
+    Attempt, Credential, Failure, ListFilter, ListedSession, NoPath, Path, PathPolicy, Probing,
+    Progress, Reason, Refused, Rejected, SessionEvent, Strategies, Strategy, describe,
 };
 pub use waypost_proto::message::{
     MESSAGE_MAX, Message, MessageEvent, MessageId, Messaging, NotSent, Service,

@@ -50,6 +50,7 @@ fn list_from(
     let player = Player {
         local_port: 0,
         maps_port: false,
+        turn_candidate: None,
         messages: None,
         ..player.clone()
     };

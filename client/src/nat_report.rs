@@ -26,6 +26,15 @@ const BUFFER: usize = 1_500;
 
 /// How the public address of a socket depends on where it sends to (RFC 4787 section 4.1), or whether a packet comes in
 /// depends on where was sent to before (section 5).
+///
+/// ```
+/// use waypost_client::Behaviour;
+///
+/// let mapping = Some(Behaviour::EndpointIndependent);
+/// let is_punchable = mapping == Some(Behaviour::EndpointIndependent);
+/// assert!(is_punchable);
+/// assert_eq!(Behaviour::AddressDependent.to_string(), "address-dependent");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Behaviour {
     /// It does not.
@@ -48,10 +57,13 @@ impl fmt::Display for Behaviour {
 
 /// What was found out.
 ///
-/// ```no_run
-/// # fn main() -> Result<(), waypost_client::Error> {
-/// let report = waypost_client::nat_report("203.0.113.5:3478")?;
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// let report = waypost_client::nat_report(server)?;
 /// println!("{report}");
+/// assert!(report.is_public()); // this server runs on the same machine
 /// # Ok(()) }
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -187,10 +199,15 @@ fn step(server: SocketAddr) -> Result<Option<i32>, Error> {
         pairs.push((i32::from(local), i32::from(answer.mapped.port())));
         open.push(prober);
     }
+    Ok(common_step(&pairs))
+}
+
+/// The same of local and mapped ports.
+fn common_step(pairs: &[(i32, i32)]) -> Option<i32> {
     let steps: Vec<i32> = pairs.windows(2).map(|w| w[1].1 - w[0].1).collect();
     let is_kept = pairs.iter().all(|(local, mapped)| local == mapped);
     let same = steps.windows(2).all(|w| w[0] == w[1]);
-    Ok(steps.first().copied().filter(|_| same && !is_kept))
+    steps.first().copied().filter(|_| same && !is_kept)
 }
 
 /// Whether a packet from another socket to the own public address comes back in.
@@ -386,6 +403,21 @@ mod tests {
         ] {
             let text = report(mapping, filtering, local);
             assert!(text.starts_with(begins), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_step_is_what_all_ports_differ_by_and_not_the_local_ones() {
+        for (pairs, step) in [
+            ([(40_000, 5_000), (41_000, 5_002), (40_500, 5_004)], Some(2)),
+            (
+                [(40_000, 5_004), (41_000, 5_003), (40_500, 5_002)],
+                Some(-1),
+            ),
+            ([(40_000, 5_000), (41_000, 5_002), (40_500, 5_005)], None),
+            ([(40_000, 40_000), (40_001, 40_001), (40_002, 40_002)], None),
+        ] {
+            assert_eq!(common_step(&pairs), step, "{pairs:?}");
         }
     }
 

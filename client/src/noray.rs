@@ -49,25 +49,35 @@ impl Introduction {
 
 /// A connection to a noray server.
 ///
-/// ```no_run
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let options = ["--noray-listen", "127.0.0.1:0", "--noray-registrar", "127.0.0.1:0"];
+/// # let server = waypost_server::serve::Server::start_with(&options)?;
+/// # let control = server.noray_addr().ok_or("no noray")?;
+/// # let dialect = waypost_proto::dialect::Dialect::Noray;
+/// # let registrar_port = server.dialect_addrs(dialect)[0].port();
 /// use std::net::UdpSocket;
-/// use std::time::Duration;
-/// use waypost_client::{HandshakeTiming, Noray, NORAY_REGISTRAR_PORT, packet_handshake};
+/// use waypost_client::{HandshakeTiming, Noray, packet_handshake};
 ///
-/// # fn main() -> std::io::Result<()> {
 /// let timing = HandshakeTiming::default();
-/// let mut noray = Noray::connect("noray.example:8890", timing.timeout)?;
-/// let socket = UdpSocket::bind("0.0.0.0:0")?;
-/// noray.register(timing.timeout)?;
-/// noray.register_remote(&socket, NORAY_REGISTRAR_PORT, timing)?;
-/// println!("tell the others: {}", noray.oid());
-/// // Meet the game whose code is V1StGXR8_Z5jdHi6B-myT: directly, or else through the relay.
-/// noray.connect_nat("V1StGXR8_Z5jdHi6B-myT")?;
-/// let met = noray.next_introduction(timing.timeout)?;
-/// if packet_handshake(&socket, met.addr(), timing).is_err() {
-///     noray.connect_relay("V1StGXR8_Z5jdHi6B-myT")?;
-///     packet_handshake(&socket, noray.next_introduction(timing.timeout)?.addr(), timing)?;
-/// }
+/// let register = || -> std::io::Result<(Noray, UdpSocket)> {
+///     let mut noray = Noray::connect(control, timing.timeout)?; // port 8890 as a rule
+///     let socket = UdpSocket::bind("0.0.0.0:0")?;
+///     noray.register(timing.timeout)?;
+///     noray.register_remote(&socket, registrar_port, timing)?; // NORAY_REGISTRAR_PORT as a rule
+///     Ok((noray, socket))
+/// };
+/// let (mut host, host_socket) = register()?;
+/// println!("tell the others: {}", host.oid());
+/// let (mut guest, guest_socket) = register()?;
+///
+/// // Directly; connect_relay instead of connect_nat if that fails.
+/// guest.connect_nat(host.oid())?;
+/// let to_host = guest.next_introduction(timing.timeout)?.addr();
+/// let to_guest = host.next_introduction(timing.timeout)?.addr();
+/// let hosting = std::thread::spawn(move || packet_handshake(&host_socket, to_guest, timing));
+/// packet_handshake(&guest_socket, to_host, timing)?;
+/// hosting.join().expect("the host's thread panicked")?;
 /// # Ok(()) }
 /// ```
 pub struct Noray {

@@ -1,16 +1,19 @@
 //! Asking the router for a port that it forwards, by PCP (RFC 6887), its forerunner NAT-PMP (RFC 6886), or else UPnP. Sends to the
-//! default gateway only, and never waits for it longer than a second and a half for each protocol.
+//! default gateway only, and never waits for it longer than a second and a half for each protocol. What is mapped is renewed
+//! at half its lifetime, and given back at the end.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::upnp::UpnpMapping;
 
 /// Where gateways listen (RFC 6887 section 19.1).
 const GATEWAY_PORT: u16 = 5351;
-/// How long a mapping is wanted: longer than most sessions. What is left of it is given back.
-const LIFETIME_SECS: u32 = 7_200;
+/// How long a mapping is wanted at a time.
+pub(crate) const LIFETIME_SECS: u32 = 7_200;
 /// Waits between repetitions (RFC 6886 section 3.1), as many as a player has patience for.
 const WAITS: [Duration; 3] = [
     Duration::from_millis(250),
@@ -23,11 +26,19 @@ const PCP_MAP: u8 = 1;
 const PCP_LEN: usize = 60;
 const NAT_PMP_LEN: usize = 16;
 
-/// A port that the router forwards, in whatever way it was asked. Dropping it gives it back.
+/// A renewal never comes sooner than this after the last one (RFC 6887 section 11.2.1).
+const RENEWAL_GAP: Duration = Duration::from_secs(4);
+/// How often a router that let a port lapse is asked for it again.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// A port that the router forwards, in whatever way it was asked. A thread of its own renews it until this is dropped, which
+/// gives the port back.
 #[derive(Debug)]
-pub(crate) enum Forwarding {
-    Pcp(PortMapping),
-    Upnp(UpnpMapping),
+pub(crate) struct Forwarding {
+    external_port: u16,
+    /// Hanging up ends the thread.
+    hold: Option<mpsc::Sender<()>>,
+    keeper: Option<JoinHandle<()>>,
 }
 
 impl Forwarding {
@@ -35,15 +46,89 @@ impl Forwarding {
     /// there is none that is known.
     pub(crate) fn request(local_port: u16) -> Option<Self> {
         let gateway = default_gateway()?;
-        PortMapping::request_of((gateway, GATEWAY_PORT).into(), local_port)
-            .map(Self::Pcp)
-            .or_else(|| UpnpMapping::request(gateway, local_port).map(Self::Upnp))
+        let mapping = PortMapping::request_of((gateway, GATEWAY_PORT).into(), local_port)
+            .map(Mapping::Pcp)
+            .or_else(|| UpnpMapping::request(gateway, local_port).map(Mapping::Upnp))?;
+        Self::keep(mapping, renewal_in)
+    }
+
+    /// Keeps a mapping; `pace` says after what part of the time that is left of it the next renewal is due.
+    fn keep(mut mapping: Mapping, pace: fn(Duration) -> Duration) -> Option<Self> {
+        let external_port = mapping.external_port();
+        let (hold, held) = mpsc::channel();
+        let keeper = thread::Builder::new()
+            .name("waypost-port".to_owned())
+            .spawn(move || {
+                let mut lapses = Instant::now() + mapping.lifetime();
+                loop {
+                    let wait = pace(lapses.saturating_duration_since(Instant::now()));
+                    if held.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
+                        return;
+                    }
+                    if mapping.renew() {
+                        lapses = Instant::now() + mapping.lifetime();
+                    }
+                }
+            })
+            .ok()?;
+        Some(Self {
+            external_port,
+            hold: Some(hold),
+            keeper: Some(keeper),
+        })
     }
 
     pub(crate) const fn external_port(&self) -> u16 {
+        self.external_port
+    }
+}
+
+impl Drop for Forwarding {
+    fn drop(&mut self) {
+        self.hold = None;
+        if let Some(keeper) = self.keeper.take() {
+            // Its panic would be told by now, and a port that stays mapped lapses.
+            let _ = keeper.join();
+        }
+    }
+}
+
+/// How long to wait with the next renewal of what lapses after `left`: half of it, so that several get lost before it does.
+fn renewal_in(left: Duration) -> Duration {
+    if left.is_zero() {
+        RETRY
+    } else {
+        (left / 2).max(RENEWAL_GAP)
+    }
+}
+
+#[derive(Debug)]
+enum Mapping {
+    Pcp(PortMapping),
+    Upnp(UpnpMapping),
+}
+
+impl Mapping {
+    const fn external_port(&self) -> u16 {
         match self {
             Self::Pcp(mapping) => mapping.external_port,
             Self::Upnp(mapping) => mapping.external_port,
+        }
+    }
+
+    /// For how long the router said that it forwards the port, counted from when it said so.
+    const fn lifetime(&self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Pcp(mapping) => mapping.lifetime_secs as u64,
+            Self::Upnp(mapping) => mapping.lifetime_secs as u64,
+        })
+    }
+
+    /// Asks for the same again; returns whether the router grants it.
+    fn renew(&mut self) -> bool {
+        match self {
+            Self::Pcp(mapping) => mapping.renew(),
+            Self::Upnp(mapping) => mapping.renew(),
         }
     }
 }
@@ -62,6 +147,10 @@ pub(crate) struct PortMapping {
     nonce: [u8; 12],
     local_port: u16,
     external_port: u16,
+    /// What the gateway granted last.
+    lifetime_secs: u32,
+    /// Whether it forwards the same port of TCP.
+    has_tcp: bool,
 }
 
 impl PortMapping {
@@ -73,17 +162,36 @@ impl PortMapping {
             nonce,
             local_port,
             external_port: local_port,
+            lifetime_secs: 0,
+            has_tcp: false,
         };
-        mapping.external_port = mapping.ask(Protocol::Udp, LIFETIME_SECS)?;
+        let granted = mapping.ask(Protocol::Udp, LIFETIME_SECS)?;
+        mapping.external_port = granted.port;
+        mapping.lifetime_secs = granted.lifetime_secs;
         // Streams want the same port. Another one is of no use to anybody.
-        if mapping.ask(Protocol::Tcp, LIFETIME_SECS) != Some(mapping.external_port) {
+        mapping.has_tcp = mapping
+            .ask(Protocol::Tcp, LIFETIME_SECS)
+            .is_some_and(|granted| granted.port == mapping.external_port);
+        if !mapping.has_tcp {
             let _ = mapping.ask(Protocol::Tcp, 0);
         }
         Some(mapping)
     }
 
-    /// The external port that the gateway answers with.
-    fn ask(&self, protocol: Protocol, lifetime_secs: u32) -> Option<u16> {
+    /// Asks for the same port again. Another one would be of no use, as the players were told this one.
+    fn renew(&mut self) -> bool {
+        let Some(granted) = self.ask(Protocol::Udp, LIFETIME_SECS) else {
+            return false;
+        };
+        if self.has_tcp {
+            let _ = self.ask(Protocol::Tcp, LIFETIME_SECS);
+        }
+        self.lifetime_secs = granted.lifetime_secs;
+        granted.port == self.external_port
+    }
+
+    /// What the gateway answers.
+    fn ask(&self, protocol: Protocol, lifetime_secs: u32) -> Option<Granted> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
         socket.connect(self.gateway).ok()?;
         let client = socket.local_addr().ok()?.ip();
@@ -92,14 +200,14 @@ impl PortMapping {
             self.read_pcp(answer, protocol)
                 .or_else(|| speaks_nat_pmp_only(answer).then_some(Answer::Other))
         })? {
-            Answer::Port(port) => Some(port),
+            Answer::Granted(granted) => Some(granted),
             Answer::Refused => None,
             Answer::Other => {
                 let request = self.nat_pmp_request(protocol, lifetime_secs);
                 match exchange(&socket, &request, |answer| {
                     self.read_nat_pmp(answer, protocol)
                 })? {
-                    Answer::Port(port) => Some(port),
+                    Answer::Granted(granted) => Some(granted),
                     _ => None,
                 }
             }
@@ -128,8 +236,11 @@ impl PortMapping {
             && answer[24..36] == self.nonce
             && answer[36] == protocol.number()
             && answer[40..42] == self.local_port.to_be_bytes();
-        let port = u16::from_be_bytes([answer[42], answer[43]]);
-        is_ours.then(|| Answer::of(answer[3] == 0, port))
+        let granted = Granted {
+            port: u16::from_be_bytes([answer[42], answer[43]]),
+            lifetime_secs: u32::from_be_bytes([answer[4], answer[5], answer[6], answer[7]]),
+        };
+        is_ours.then(|| Answer::of(answer[3] == 0, granted))
     }
 
     fn nat_pmp_request(&self, protocol: Protocol, lifetime_secs: u32) -> Vec<u8> {
@@ -154,8 +265,11 @@ impl PortMapping {
             return Some(Answer::Refused);
         }
         let answer = answer.first_chunk::<NAT_PMP_LEN>()?;
-        let port = u16::from_be_bytes([answer[10], answer[11]]);
-        (answer[8..10] == self.local_port.to_be_bytes()).then(|| Answer::of(true, port))
+        let granted = Granted {
+            port: u16::from_be_bytes([answer[10], answer[11]]),
+            lifetime_secs: u32::from_be_bytes([answer[12], answer[13], answer[14], answer[15]]),
+        };
+        (answer[8..10] == self.local_port.to_be_bytes()).then(|| Answer::of(true, granted))
     }
 }
 
@@ -195,17 +309,22 @@ impl Protocol {
     }
 }
 
+struct Granted {
+    port: u16,
+    lifetime_secs: u32,
+}
+
 enum Answer {
-    Port(u16),
+    Granted(Granted),
     Refused,
     /// The gateway speaks the other protocol.
     Other,
 }
 
 impl Answer {
-    const fn of(is_success: bool, port: u16) -> Self {
-        if is_success && port != 0 {
-            Self::Port(port)
+    const fn of(is_success: bool, granted: Granted) -> Self {
+        if is_success && granted.port != 0 {
+            Self::Granted(granted)
         } else {
             Self::Refused
         }
@@ -321,6 +440,44 @@ mod tests {
         assert_eq!(mapping.external_port, 61_001);
     }
 
+    /// The thread that keeps the port is told to be in a hurry.
+    #[test]
+    fn a_port_is_renewed_until_it_is_given_back() {
+        let (asked, log) = mpsc::channel();
+        let at = gateway(move |request| {
+            if request[0] != PCP {
+                return Some(Vec::new());
+            }
+            let lifetime_secs = u32::from_be_bytes(*request[4..].first_chunk().unwrap());
+            asked.send((request[36], lifetime_secs)).unwrap();
+            Some(pcp_answer(request, 0, 61_000))
+        });
+        let mapping = PortMapping::request_of(at, 4_000).unwrap();
+        assert_eq!(mapping.lifetime_secs, LIFETIME_SECS);
+        let kept = Forwarding::keep(Mapping::Pcp(mapping), |_| Duration::from_millis(1)).unwrap();
+        assert_eq!(kept.external_port(), 61_000);
+        let next = || log.recv_timeout(Duration::from_secs(30)).unwrap();
+        for _ in 0..4 {
+            let both = [next(), next()];
+            assert_eq!(both, [(17, LIFETIME_SECS), (6, LIFETIME_SECS)]);
+        }
+        drop(kept);
+        // Whatever was still renewed in between comes before.
+        let end: Vec<(u8, u32)> = std::iter::repeat_with(next)
+            .skip_while(|(_, lifetime_secs)| *lifetime_secs != 0)
+            .take(2)
+            .collect();
+        assert_eq!(end, [(17, 0), (6, 0)]);
+    }
+
+    #[test]
+    fn renewals_come_at_half_of_what_is_left() {
+        for (left_secs, wait_secs) in [(7_200, 3_600), (60, 30), (5, 4), (1, 4), (0, 60)] {
+            let wait = renewal_in(Duration::from_secs(left_secs));
+            assert_eq!(wait, Duration::from_secs(wait_secs), "{left_secs} s left");
+        }
+    }
+
     #[test]
     fn refusals_and_nonsense_forward_nothing() {
         let at = gateway(|request| Some(pcp_answer(request, 2, 61_000)));
@@ -333,6 +490,8 @@ mod tests {
                 nonce: [1; 12],
                 local_port: 4_000,
                 external_port: 4_000,
+                lifetime_secs: 0,
+                has_tcp: false,
             };
             let request = mapping.pcp_request(at.ip(), Protocol::Udp, 1);
             let answer = pcp_answer(&request, 0, 5_000);

@@ -1,15 +1,21 @@
 //! A file descriptor that is readable while a session has something for the caller: for event loops. Costs nothing until
 //! somebody asks for it.
 
+#[cfg(unix)]
 use std::io::{self, Read, Write};
+#[cfg(unix)]
 use std::os::fd::{AsFd, BorrowedFd};
+#[cfg(unix)]
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+#[cfg(unix)]
+use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What is there for the caller.
 #[derive(Default)]
 pub(crate) struct Readiness {
     /// What the caller waits on, and the end that makes it readable.
+    #[cfg(unix)]
     pair: OnceLock<(UnixStream, UnixStream)>,
     state: Mutex<State>,
 }
@@ -19,6 +25,7 @@ struct State {
     datagrams: usize,
     news: bool,
     ended: bool,
+    #[cfg(unix)]
     signalled: bool,
 }
 
@@ -55,7 +62,12 @@ impl Readiness {
         self.update(&mut state);
     }
 
+    /// Other systems have no descriptor to wait on.
+    #[cfg(not(unix))]
+    fn update(&self, _state: &mut State) {}
+
     /// One byte is in the pipe exactly while something is there.
+    #[cfg(unix)]
     fn update(&self, state: &mut State) {
         let Some((mut waiting, mut signalling)) = self.pair.get().map(|pair| (&pair.0, &pair.1))
         else {
@@ -75,6 +87,7 @@ impl Readiness {
         }
     }
 
+    #[cfg(unix)]
     pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         let mut state = self.lock();
         if self.pair.get().is_none() {
@@ -93,6 +106,7 @@ impl Readiness {
 }
 
 #[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use super::*;
 

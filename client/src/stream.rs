@@ -37,17 +37,32 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A stream, and how it came about.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let session = waypost_client::Session::host("203.0.113.5:3478", waypost_client::HostConfig::new("my-game"))?;
-/// use std::io::Write;
+/// # let server = waypost_server::serve::Server::start_with(&[])?;
+/// # let server = server.main_addr();
+/// use std::io::{Read, Write};
 /// use std::time::Duration;
+/// use waypost_client::{Error, HostConfig, JoinConfig, Session};
 ///
-/// // Both members do this.
-/// let link = session.link(session.wait_member(None)?)?;
-/// let mut connected = link.connect_stream(Duration::from_secs(10))?;
+/// const PATIENCE: Duration = Duration::from_secs(30);
+///
+/// let host = Session::host(server, HostConfig::new("my-game"))?;
+/// let guest = Session::join(server, &host.code()?.to_string(), JoinConfig::new("my-game"))?;
+/// // Both call it, each in its program: here, in a thread.
+/// let hosting = std::thread::spawn(move || -> Result<(), Error> {
+///     let link = host.link(host.wait_member(None)?)?;
+///     let mut connected = link.connect_stream(PATIENCE)?;
+///     connected.stream.write_all(b"a saved game")?;
+///     Ok(())
+/// });
+/// let link = guest.link(guest.wait_member(None)?)?;
+/// let mut connected = link.connect_stream(PATIENCE)?;
 /// println!("by {} in {:?}", connected.strategy, connected.took);
-/// connected.stream.write_all(b"a saved game")?;
+/// let mut received = Vec::new();
+/// connected.stream.read_to_end(&mut received)?;
+/// assert_eq!(received, b"a saved game");
+/// hosting.join().expect("the host's thread panicked")?;
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]

@@ -5,6 +5,8 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use crate::port_mapping::LIFETIME_SECS;
+
 /// Where gateways listen for searches (UPnP Device Architecture 1.1 section 1.3.2, which also allows to ask one host).
 const SEARCH_PORT: u16 = 1900;
 const SEARCH_TRIES: u32 = 3;
@@ -17,8 +19,6 @@ const SERVICES: [&str; 3] = [
     "urn:schemas-upnp-org:service:WANIPConnection:1",
     "urn:schemas-upnp-org:service:WANPPPConnection:1",
 ];
-/// How long a mapping is wanted, seconds.
-const LEASE_SECS: u32 = 7_200;
 /// External ports that are tried if the first is another host's.
 const PORTS: [u16; 3] = [0, 1_009, 2_003];
 
@@ -27,6 +27,12 @@ const PORTS: [u16; 3] = [0, 1_009, 2_003];
 pub(crate) struct UpnpMapping {
     control: Control,
     pub(crate) external_port: u16,
+    /// What the router was asked for last, and took.
+    pub(crate) lifetime_secs: u32,
+    local: Ipv4Addr,
+    local_port: u16,
+    /// Some routers know no mapping that ends.
+    is_permanent: bool,
 }
 
 /// The service of a gateway that forwards ports.
@@ -53,18 +59,40 @@ impl UpnpMapping {
             let external = local_port
                 .checked_add(offset)
                 .unwrap_or(local_port - offset);
-            for lease in [LEASE_SECS, 0] {
+            for lease in [LIFETIME_SECS, 0] {
                 if control.add("UDP", external, local, local_port, lease) {
                     // Streams want the same port, and do without if they cannot have it.
                     control.add("TCP", external, local, local_port, lease);
                     return Some(Self {
                         control,
                         external_port: external,
+                        lifetime_secs: LIFETIME_SECS,
+                        local,
+                        local_port,
+                        is_permanent: lease == 0,
                     });
                 }
             }
         }
         None
+    }
+
+    /// Asks for the same again, a mapping without end too: a router that was restarted may have forgotten it. Returns whether the
+    /// router grants it.
+    pub(crate) fn renew(&self) -> bool {
+        let lease = if self.is_permanent { 0 } else { LIFETIME_SECS };
+        let add = |protocol| {
+            self.control.add(
+                protocol,
+                self.external_port,
+                self.local,
+                self.local_port,
+                lease,
+            )
+        };
+        let granted = add("UDP");
+        add("TCP");
+        granted
     }
 }
 
@@ -286,15 +314,20 @@ mod tests {
             ("200", ""),
             ("200", ""),
             ("200", ""),
+            ("200", ""),
+            ("200", ""),
         ]);
         let mapping = UpnpMapping::request_of(at, 40_000).unwrap();
         assert_eq!(mapping.external_port, 41_009);
+        assert!(mapping.renew());
         drop(mapping);
         let log: Vec<String> = log.iter().collect();
         assert!(log[0].starts_with("GET /d.xml "));
         for (entry, parts) in log[1..].iter().zip([
             ["AddPortMapping", ">40000</NewExternalPort>", ">UDP<"],
             ["AddPortMapping", ">40000</NewExternalPort>", ">0</NewLease"],
+            ["AddPortMapping", ">41009</NewExternalPort>", ">UDP<"],
+            ["AddPortMapping", ">41009</NewExternalPort>", ">TCP<"],
             ["AddPortMapping", ">41009</NewExternalPort>", ">UDP<"],
             ["AddPortMapping", ">41009</NewExternalPort>", ">TCP<"],
             ["DeletePortMapping", ">41009</NewExternalPort>", ">UDP<"],

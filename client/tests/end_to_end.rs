@@ -85,7 +85,18 @@ fn wait_for(session: &Session, wanted: impl Fn(&SessionEvent) -> bool) -> Sessio
 
 fn code_of<T>(result: Result<T, Error>) -> u16 {
     match result {
-        Err(Error::Rejected(rejected)) => rejected.code,
+        Err(error @ Error::Rejected(rejected)) => {
+            // What happened; what to do.
+            let (happened, remedy) = match rejected.code {
+                470 => ("the password is wrong", "check both"),
+                471 => ("is full", "choose another session"),
+                472 => ("locked", "ask the host"),
+                _ => ("", "; "),
+            };
+            let text = error.to_string();
+            assert!(text.contains(happened) && text.contains(remedy), "{text}");
+            rejected.code
+        }
         Err(other) => panic!("{other:?}"),
         Ok(_) => panic!("it was allowed"),
     }

@@ -64,6 +64,13 @@ fn assert_closed(nats: (Nat, Nat), options: [&[Options]; 2], datagrams: &[[&str;
         };
         let closed = meetings.iter().all(|meeting| meeting.path == "unreachable");
         assert!(closed, "{nats:?} by {strategies:?}: {meetings:?}");
+        if *strategies == ["udp-punch"; 2] {
+            for meeting in &meetings {
+                let said = &meeting.strategies["udp-punch"];
+                let says = said.starts_with("failed after") && said.contains("use the relay");
+                assert!(says, "{nats:?}: {said}");
+            }
+        }
     }
     if punch {
         let with_stream = options.map(|own| [own, &[STREAM]].concat());
@@ -160,7 +167,7 @@ fn the_relay_connects_two_for_whom_there_is_no_other_way() {
             meeting.sent > 0 && meeting.received == meeting.sent,
             "{meetings:?}"
         );
-        for hidden in ["direct", "reverse", "udp-punch", "tcp-punch"] {
+        for hidden in ["direct", "reverse", "udp-punch", "tcp-punch", "turn"] {
             assert!(meeting.strategies[hidden].starts_with("not tried"));
         }
     }
@@ -173,16 +180,40 @@ fn turn_over_tcp_connects_one_whose_network_has_no_udp() {
     let nats = (Nat::OnlyTcp, Nat::Symmetric);
     let turn: Options = &["--turn", "203.0.113.2:3478"];
     assert!(turn[1].starts_with(Lab::SECOND_SERVER_IP));
-    let relay_or_punch = "udp-punch,relay";
-    let Some(meetings) = meet(nats, [relay_or_punch; 2], [&[turn], &[]]) else {
+    // Not through the session's own relay: the TURN server's address is one that both can punch to.
+    let Some(meetings) = meet(nats, ["udp-punch"; 2], [&[turn], &[]]) else {
         return;
     };
+    assert!(is_direct(&meetings), "{meetings:?}");
     for meeting in &meetings {
         assert!(
             meeting.sent > 0 && meeting.received == meeting.sent,
             "{meetings:?}"
         );
     }
+    // Whatever else is chosen, without TURN there is not even a seat.
+    let all = ["--timeout-s", "5"];
+    let without = meet_as(&programs(), nats, &[], [&all, &all]);
+    assert!(without.is_err(), "{without:?}");
+}
+
+#[test]
+fn an_address_on_a_turn_server_connects_two_whom_nothing_else_does_without_the_session_relay() {
+    let nats = (Nat::Symmetric, Nat::Symmetric);
+    let candidate: Options = &["--turn-candidate", "203.0.113.2:3478"];
+    let options: [&[Options]; 2] = [&[candidate], &[]];
+    let Some(meetings) = meet(nats, ["turn"; 2], options) else {
+        return;
+    };
+    assert!(is_direct(&meetings), "{meetings:?}");
+    assert!(meetings.iter().all(|it| worked(it, "turn")), "{meetings:?}");
+    // With everything chosen it is tried beside the others, which do not work.
+    let Some(meetings) = meet(nats, ["direct,reverse,udp-punch,turn"; 2], options) else {
+        return;
+    };
+    assert!(is_direct(&meetings), "{meetings:?}");
+    let others = [["udp-punch", "udp-punch"], ["direct", "reverse"]];
+    assert_closed(nats, [&[], &[]], &others, true);
 }
 
 #[test]

@@ -16,7 +16,7 @@
 #include <stdbool.h>
 
 // Counts changes of this interface after which a program has to be compiled anew.
-#define WAYPOST_ABI 1
+#define WAYPOST_ABI 2
 
 // Directly once that is proven; through the relay until then.
 #define WAYPOST_DIRECT_FIRST 0
@@ -186,6 +186,33 @@
 // The library has failed; please report it with the text.
 #define WAYPOST_PANIC -13
 
+// Calling an address that lets anybody in.
+#define WAYPOST_STRATEGY_DIRECT 1
+
+// Being called at such an address of one's own.
+#define WAYPOST_STRATEGY_REVERSE 2
+
+// UDP from both sides through two NATs.
+#define WAYPOST_STRATEGY_UDP_PUNCH 4
+
+// TCP from both sides, for `waypost_connect_stream` only.
+#define WAYPOST_STRATEGY_TCP_PUNCH 8
+
+// Through the server.
+#define WAYPOST_STRATEGY_RELAY 16
+
+// Through a TURN server on which one of the two has an address.
+#define WAYPOST_STRATEGY_TURN 32
+
+// A TURN server is reached over UDP.
+#define WAYPOST_TURN_UDP 0
+
+// A TURN server is reached over TCP.
+#define WAYPOST_TURN_TCP 1
+
+// A TURN server is reached over TLS. `WAYPOST_INVALID` if the library was built without its feature `tls`.
+#define WAYPOST_TURN_TLS 2
+
 // Who plays, and what session it wants. Used for hosting, joining and lists; each takes from it what it needs.
 typedef struct WaypostConfig WaypostConfig;
 
@@ -194,6 +221,18 @@ typedef struct WaypostList WaypostList;
 
 // A seat in a session.
 typedef struct WaypostSession WaypostSession;
+
+// Which sessions of a list are wanted: those that pass everything that is set.
+typedef struct {
+  // Only sessions whose name begins so; null for all.
+  const char *name_prefix;
+  // Only sessions with a free seat.
+  bool has_room;
+  // Only sessions that are not locked.
+  bool unlocked;
+  // Only sessions that need no password.
+  bool no_password;
+} WaypostListFilter;
 
 // A session in a list.
 typedef struct {
@@ -327,12 +366,16 @@ int waypost_config_set_credential(WaypostConfig *config, const char *username, c
 // `config` came from `waypost_config_new`.
 int waypost_config_set_patience(WaypostConfig *config, uint32_t patience_ms);
 
-// Reads the listed sessions of a configuration's application. Waits for the server. The list is to be freed with
-// `waypost_list_free`.
+// Reads the listed sessions of a configuration's application that pass `filter`, or all if that is null. Waits for the server. The
+// list is to be freed with `waypost_list_free`.
 //
 // # Safety
-// `server` is a text, `config` came from `waypost_config_new`, `made` points to a place for a pointer.
-int waypost_list_read(const char *server, const WaypostConfig *config, WaypostList **made);
+// `server` is a text, `config` came from `waypost_config_new`, `filter` is null or points to a filter whose `name_prefix` is null or a
+// text, `made` points to a place for a pointer.
+int waypost_list_read(const char *server,
+                      const WaypostConfig *config,
+                      const WaypostListFilter *filter,
+                      WaypostList **made);
 
 // How many sessions a list has.
 //
@@ -555,6 +598,92 @@ uintptr_t waypost_error_text(char *text,
 // The server's error code that goes with the last failure of this thread, 0 if that was not `WAYPOST_REJECTED`. Codes are in
 // docs/protocol.md, section 8.
 int waypost_error_code(void);
+
+// Which ways are tried, in parallel: a sum of `WAYPOST_STRATEGY_DIRECT` and its like; all unless set. Without the relay the policy
+// is `WAYPOST_DIRECT_ONLY`, with the relay alone `WAYPOST_RELAY_ONLY`.
+//
+// # Safety
+// `config` came from `waypost_config_new`.
+int waypost_config_set_strategies(WaypostConfig *config,
+                                  uint32_t strategies);
+
+// The port of this machine to use, 0 for any; the port of the public address that the router forwards to it, 0 for none; and whether
+// the router is asked for one, which takes up to some seconds. At first any, none, and not.
+//
+// # Safety
+// `config` came from `waypost_config_new`.
+int waypost_config_set_ports(WaypostConfig *config,
+                             uint16_t local_port,
+                             uint16_t reachable_port,
+                             bool maps_port);
+
+// Whether the ports of a member whose NAT gives them out at random are guessed, with at most 1,024 small packets; not unless set.
+//
+// # Safety
+// `config` came from `waypost_config_new`.
+int waypost_config_set_guesses_ports(WaypostConfig *config,
+                                     bool guesses);
+
+// A TURN server that everything of the session goes through; `address`, "203.0.113.9:3478", null for none, as at first. `transport` is
+// `WAYPOST_TURN_UDP` or its like. Only TLS needs `name`, which the server's certificate has to be made out to, and `roots_pem`, the
+// certificates in PEM that are trusted and no others.
+//
+// # Safety
+// `config` came from `waypost_config_new`; `address` and `name` are null or texts, `username` and `password` texts unless `address` is
+// null; `roots_pem` points to `roots_length` bytes.
+int waypost_config_set_turn(WaypostConfig *config,
+                            const char *address,
+                            int transport,
+                            const char *username,
+                            const char *password,
+                            const char *name,
+                            const uint8_t *roots_pem,
+                            uintptr_t roots_length);
+
+// A TURN server on which the player gets one more address that it can be reached at, `WAYPOST_STRATEGY_TURN`, tried beside the other
+// ways. The arguments are those of `waypost_config_set_turn`.
+//
+// # Safety
+// As `waypost_config_set_turn`.
+int waypost_config_set_turn_candidate(WaypostConfig *config,
+                                      const char *address,
+                                      int transport,
+                                      const char *username,
+                                      const char *password,
+                                      const char *name,
+                                      const uint8_t *roots_pem,
+                                      uintptr_t roots_length);
+
+// Connects a TCP stream to a member, straight through both NATs, within `timeout_ms`. Both have to call this; who calls first waits for
+// the other, so it is for a thread of its own. `descriptor` gets a connected, blocking socket that is the caller's to close, `strategy`,
+// unless null, the way that led to it: `WAYPOST_STRATEGY_TCP_PUNCH` or its like. `WAYPOST_NO_PATH` if none came about.
+//
+// # Safety
+// `session` came from this library and was not freed; `descriptor` points to writable memory, `strategy` too or is null.
+int waypost_connect_stream(const WaypostSession *session,
+                           uint32_t member,
+                           uint32_t timeout_ms,
+                           int *descriptor,
+                           uint32_t *strategy);
+
+// Writes what became of each way to a member, for people to read: a line for each, such as "udp-punch: connected after 48 ms". 1,024
+// bytes are enough.
+//
+// # Safety
+// `session` came from this library and was not freed; `report` points to `capacity` bytes.
+int waypost_report(const WaypostSession *session,
+                   uint32_t member,
+                   char *report,
+                   uintptr_t capacity);
+
+// Finds out how the NAT in front of this machine behaves and what to expect of it, and writes it down for people to read; 1,024 bytes
+// are enough. Takes up to some seconds. For all of it the server, "host:port", needs a second address.
+//
+// # Safety
+// `server` is a text; `report` points to `capacity` bytes.
+int waypost_nat_report(const char *server,
+                       char *report,
+                       uintptr_t capacity);
 
 // Writes what the last failure of this thread was and what to do about it, for people to read. `capacity` counts the null
 // byte; what does not fit is cut off. Returns the text's length without the null byte.
@@ -643,12 +772,16 @@ int waypost_config_set_credential(WaypostConfig *config, const char *username, c
 // `config` came from `waypost_config_new`.
 int waypost_config_set_patience(WaypostConfig *config, uint32_t patience_ms);
 
-// Reads the listed sessions of a configuration's application. Waits for the server. The list is to be freed with
-// `waypost_list_free`.
+// Reads the listed sessions of a configuration's application that pass `filter`, or all if that is null. Waits for the server. The
+// list is to be freed with `waypost_list_free`.
 //
 // # Safety
-// `server` is a text, `config` came from `waypost_config_new`, `made` points to a place for a pointer.
-int waypost_list_read(const char *server, const WaypostConfig *config, WaypostList **made);
+// `server` is a text, `config` came from `waypost_config_new`, `filter` is null or points to a filter whose `name_prefix` is null or a
+// text, `made` points to a place for a pointer.
+int waypost_list_read(const char *server,
+                      const WaypostConfig *config,
+                      const WaypostListFilter *filter,
+                      WaypostList **made);
 
 // How many sessions a list has.
 //
@@ -859,6 +992,92 @@ int waypost_close(const WaypostSession *session);
 // # Safety
 // `session` came from this library and was not freed.
 int waypost_leave(const WaypostSession *session);
+
+// Which ways are tried, in parallel: a sum of `WAYPOST_STRATEGY_DIRECT` and its like; all unless set. Without the relay the policy
+// is `WAYPOST_DIRECT_ONLY`, with the relay alone `WAYPOST_RELAY_ONLY`.
+//
+// # Safety
+// `config` came from `waypost_config_new`.
+int waypost_config_set_strategies(WaypostConfig *config,
+                                  uint32_t strategies);
+
+// The port of this machine to use, 0 for any; the port of the public address that the router forwards to it, 0 for none; and whether
+// the router is asked for one, which takes up to some seconds. At first any, none, and not.
+//
+// # Safety
+// `config` came from `waypost_config_new`.
+int waypost_config_set_ports(WaypostConfig *config,
+                             uint16_t local_port,
+                             uint16_t reachable_port,
+                             bool maps_port);
+
+// Whether the ports of a member whose NAT gives them out at random are guessed, with at most 1,024 small packets; not unless set.
+//
+// # Safety
+// `config` came from `waypost_config_new`.
+int waypost_config_set_guesses_ports(WaypostConfig *config,
+                                     bool guesses);
+
+// A TURN server that everything of the session goes through; `address`, "203.0.113.9:3478", null for none, as at first. `transport` is
+// `WAYPOST_TURN_UDP` or its like. Only TLS needs `name`, which the server's certificate has to be made out to, and `roots_pem`, the
+// certificates in PEM that are trusted and no others.
+//
+// # Safety
+// `config` came from `waypost_config_new`; `address` and `name` are null or texts, `username` and `password` texts unless `address` is
+// null; `roots_pem` points to `roots_length` bytes.
+int waypost_config_set_turn(WaypostConfig *config,
+                            const char *address,
+                            int transport,
+                            const char *username,
+                            const char *password,
+                            const char *name,
+                            const uint8_t *roots_pem,
+                            uintptr_t roots_length);
+
+// A TURN server on which the player gets one more address that it can be reached at, `WAYPOST_STRATEGY_TURN`, tried beside the other
+// ways. The arguments are those of `waypost_config_set_turn`.
+//
+// # Safety
+// As `waypost_config_set_turn`.
+int waypost_config_set_turn_candidate(WaypostConfig *config,
+                                      const char *address,
+                                      int transport,
+                                      const char *username,
+                                      const char *password,
+                                      const char *name,
+                                      const uint8_t *roots_pem,
+                                      uintptr_t roots_length);
+
+// Connects a TCP stream to a member, straight through both NATs, within `timeout_ms`. Both have to call this; who calls first waits for
+// the other, so it is for a thread of its own. `descriptor` gets a connected, blocking socket that is the caller's to close, `strategy`,
+// unless null, the way that led to it: `WAYPOST_STRATEGY_TCP_PUNCH` or its like. `WAYPOST_NO_PATH` if none came about.
+//
+// # Safety
+// `session` came from this library and was not freed; `descriptor` points to writable memory, `strategy` too or is null.
+int waypost_connect_stream(const WaypostSession *session,
+                           uint32_t member,
+                           uint32_t timeout_ms,
+                           int *descriptor,
+                           uint32_t *strategy);
+
+// Writes what became of each way to a member, for people to read: a line for each, such as "udp-punch: connected after 48 ms". 1,024
+// bytes are enough.
+//
+// # Safety
+// `session` came from this library and was not freed; `report` points to `capacity` bytes.
+int waypost_report(const WaypostSession *session,
+                   uint32_t member,
+                   char *report,
+                   uintptr_t capacity);
+
+// Finds out how the NAT in front of this machine behaves and what to expect of it, and writes it down for people to read; 1,024 bytes
+// are enough. Takes up to some seconds. For all of it the server, "host:port", needs a second address.
+//
+// # Safety
+// `server` is a text; `report` points to `capacity` bytes.
+int waypost_nat_report(const char *server,
+                       char *report,
+                       uintptr_t capacity);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -67,7 +67,7 @@ pub unsafe extern "C" fn waypost_config_free(config: *mut WaypostConfig) {
 
 /// # Safety
 /// As [`handle_mut`].
-unsafe fn change(
+pub(crate) unsafe fn change(
     config: *mut WaypostConfig,
     change: impl FnOnce(&mut HostConfig) -> Result<(), Failure>,
 ) -> c_int {

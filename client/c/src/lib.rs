@@ -14,15 +14,17 @@ mod event;
 mod list;
 mod session;
 mod status;
+mod ways;
 
 pub use config::*;
 pub use event::*;
 pub use list::*;
 pub use session::*;
 pub use status::*;
+pub use ways::*;
 
 /// Counts changes of this interface after which a program has to be compiled anew.
-pub const WAYPOST_ABI: u32 = 1;
+pub const WAYPOST_ABI: u32 = 2;
 
 /// The interface that the library has: compare it with `WAYPOST_ABI`.
 #[unsafe(no_mangle)]

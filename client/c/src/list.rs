@@ -34,24 +34,61 @@ pub struct WaypostListed {
     pub metadata: [u8; 512],
 }
 
-/// Reads the listed sessions of a configuration's application. Waits for the server. The list is to be freed with
-/// `waypost_list_free`.
+/// Which sessions of a list are wanted: those that pass everything that is set.
+#[repr(C)]
+pub struct WaypostListFilter {
+    /// Only sessions whose name begins so; null for all.
+    pub name_prefix: *const c_char,
+    /// Only sessions with a free seat.
+    pub has_room: bool,
+    /// Only sessions that are not locked.
+    pub unlocked: bool,
+    /// Only sessions that need no password.
+    pub no_password: bool,
+}
+
+impl WaypostListFilter {
+    /// # Safety
+    /// `name_prefix` is null or a text.
+    unsafe fn read(&self) -> Result<ListFilter, Failure> {
+        let name_prefix = match self.name_prefix.is_null() {
+            true => None,
+            // SAFETY: the caller's text, as this function demands.
+            false => Some(unsafe { text(self.name_prefix) }?.to_owned()),
+        };
+        Ok(ListFilter {
+            name_prefix,
+            has_room: self.has_room,
+            unlocked: self.unlocked,
+            no_password: self.no_password,
+        })
+    }
+}
+
+/// Reads the listed sessions of a configuration's application that pass `filter`, or all if that is null. Waits for the server. The
+/// list is to be freed with `waypost_list_free`.
 ///
 /// # Safety
-/// `server` is a text, `config` came from `waypost_config_new`, `made` points to a place for a pointer.
+/// `server` is a text, `config` came from `waypost_config_new`, `filter` is null or points to a filter whose `name_prefix` is null or a
+/// text, `made` points to a place for a pointer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn waypost_list_read(
     server: *const c_char,
     config: *const WaypostConfig,
+    filter: *const WaypostListFilter,
     made: *mut *mut WaypostList,
 ) -> c_int {
     guarded(|| {
         // SAFETY: the caller's, as this function demands. The result is written first so that it is never left as it was.
-        let (server, config) = unsafe {
+        let (server, config, filter) = unsafe {
             put(made, std::ptr::null_mut())?;
-            (text(server)?, handle(config)?)
+            let filter = match filter.as_ref() {
+                Some(filter) => filter.read()?,
+                None => ListFilter::default(),
+            };
+            (text(server)?, handle(config)?, filter)
         };
-        let sessions = list(server, config.player(), &ListFilter::default())?;
+        let sessions = list(server, config.player(), &filter)?;
         // SAFETY: as above.
         unsafe { put(made, Box::into_raw(Box::new(WaypostList { sessions }))) }
     })

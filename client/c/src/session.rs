@@ -1,7 +1,8 @@
 //! A seat in a session: getting one, what can be done from it, and what happens there.
 
 use std::ffi::{c_char, c_int};
-use std::os::fd::AsRawFd;
+#[cfg(unix)]
+use std::os::fd::AsRawFd as _;
 use std::sync::{Mutex, PoisonError};
 
 use waypost_client::{Error, MessageEvent, MessageId, Service, Session};
@@ -171,7 +172,7 @@ pub unsafe extern "C" fn waypost_session_free(session: *mut WaypostSession) {
 
 /// # Safety
 /// `session` is null or came from this library and was not freed.
-unsafe fn with(
+pub(crate) unsafe fn with(
     session: *const WaypostSession,
     body: impl FnOnce(&Session) -> Result<(), Failure>,
 ) -> c_int {
@@ -184,6 +185,7 @@ unsafe fn with(
 ///
 /// # Safety
 /// `session` came from this library and was not freed; `fd` points to writable memory.
+#[cfg(unix)]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn waypost_fd(session: *const WaypostSession, fd: *mut c_int) -> c_int {
     // SAFETY: as this function demands.

@@ -10,7 +10,9 @@ fn the_header_is_that_of_the_code() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(here.join("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for file in ["lib", "status", "config", "event", "list", "session"] {
+    for file in [
+        "lib", "status", "config", "event", "list", "session", "ways",
+    ] {
         builder = builder.with_src(here.join(format!("src/{file}.rs")));
     }
     let mut made = Vec::new();

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, io, process, thread};
 
 use waypost_client::{
-    Attempt, HostConfig, JoinConfig, Link, Path, PathPolicy, Player, Progress, Session,
-    SessionEvent, Strategies, Strategy, TurnServer,
+    Attempt, HostConfig, JoinConfig, Link, Path, PathPolicy, Player, Session, SessionEvent,
+    Strategies, Strategy, TurnServer, TurnTransport,
 };
 
 const USAGE: &str = "usage: natlab-player host|join --server HOST:PORT --code-file FILE
     [--policy direct-first|relay-first|relay-only|direct-only]   how data may travel (direct-first)
-    [--strategies LIST]  of direct, reverse, udp-punch, tcp-punch, relay; separated by commas (all)
+    [--strategies LIST]  of direct, reverse, udp-punch, tcp-punch, relay, turn; separated by commas (all)
     [--turn HOST:PORT]   a TURN server to go through, over TCP, as the account ann with the password sesame (none)
+    [--turn-candidate HOST:PORT]   the same, for one more address to be reached at (none)
     [--guess yes|no]     whether ports of a NAT that gives them out at random are guessed (no)
     [--local-port N]     the UDP port of this host (any)
     [--reachable-port N] a forwarded port of the public address (none)
@@ -44,6 +45,7 @@ struct Options {
     policy: PathPolicy,
     strategies: Strategies,
     turn: Option<SocketAddr>,
+    turn_candidate: Option<SocketAddr>,
     maps_port: bool,
     guesses: bool,
     local_port: u16,
@@ -68,6 +70,7 @@ fn options() -> Option<Options> {
         policy: PathPolicy::DirectFirst,
         strategies: Strategies::ALL,
         turn: None,
+        turn_candidate: None,
         maps_port: false,
         guesses: false,
         local_port: 0,
@@ -100,6 +103,7 @@ fn options() -> Option<Options> {
                 })?;
             }
             "--turn" => options.turn = Some(value.parse().ok()?),
+            "--turn-candidate" => options.turn_candidate = Some(value.parse().ok()?),
             "--map-port" => options.maps_port = value == "yes",
             "--guess" => options.guesses = value == "yes",
             "--stream" => options.stream = value == "yes",
@@ -134,12 +138,8 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     let player = Player {
         policy: options.policy,
         strategies: options.strategies,
-        turn: options.turn.map(|address| TurnServer {
-            address,
-            tcp: true,
-            username: "ann".to_owned(),
-            password: "sesame".to_owned(),
-        }),
+        turn: options.turn.map(turn_server),
+        turn_candidate: options.turn_candidate.map(turn_server),
         maps_port: options.maps_port,
         guesses_ports: options.guesses,
         local_port: options.local_port,
@@ -214,6 +214,16 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     Ok(!converses || (report.received > 0 && report.corrupted == 0))
 }
 
+/// The laboratory's, reached over TCP.
+fn turn_server(address: SocketAddr) -> TurnServer {
+    TurnServer {
+        address,
+        transport: TurnTransport::Tcp,
+        username: "ann".to_owned(),
+        password: "sesame".to_owned(),
+    }
+}
+
 /// Written whole, under the final name at once, so that the other player never reads half of it.
 fn publish(file: &str, code: &str) -> io::Result<()> {
     let draft = format!("{file}.draft");
@@ -263,17 +273,7 @@ fn settle(
 
 /// What became of each strategy, as a JSON object.
 fn strategies(link: &Link) -> String {
-    let entry = |attempt: &Attempt| {
-        let progress = match attempt.progress {
-            Progress::NotTried(reason) => format!("not tried: {reason}"),
-            Progress::Trying { for_ms } => format!("tried for {for_ms} ms"),
-            Progress::Connected { after_ms } => format!("connected after {after_ms} ms"),
-            Progress::Failed { after_ms, reason } => {
-                format!("failed after {after_ms} ms: {reason}")
-            }
-        };
-        format!("\"{}\":\"{progress}\"", attempt.strategy)
-    };
+    let entry = |attempt: &Attempt| format!("\"{}\":\"{}\"", attempt.strategy, attempt.progress);
     let entries: Vec<String> = link.report().iter().map(entry).collect();
     format!("{{{}}}", entries.join(","))
 }

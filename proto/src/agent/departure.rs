@@ -1,7 +1,7 @@
 //! Leaving the server while the session goes on over its direct paths: the members are told first, so that they keep whom the
 //! server then calls gone. Never keeps anybody without a direct path.
 
-use super::event::{SessionEvent, Transmit};
+use super::event::SessionEvent;
 use super::failure::Refused;
 use super::path::DirectState;
 use super::request::Op;
@@ -107,14 +107,9 @@ impl Agent {
                 *next = now + NOTICE_GAP_MS;
                 for (member, id) in unanswered {
                     let punch = self.roster.get(*member).and_then(|m| m.punch.as_ref());
-                    if let Some((to, bytes)) = punch.and_then(|punch| punch.notice(*id, handle))
-                        && self.out.len() < TRANSMITS_MAX
-                    {
-                        self.out.push_back(Transmit {
-                            to,
-                            ttl: None,
-                            bytes,
-                        });
+                    if self.out.len() < TRANSMITS_MAX {
+                        self.out
+                            .extend(punch.and_then(|punch| punch.notice(*id, handle)));
                     }
                 }
             }

@@ -19,8 +19,54 @@ pub struct Transmit {
     pub to: Addr,
     /// The IP TTL or hop limit to send it with, if not the usual one.
     pub ttl: Option<u8>,
+    /// Whether it is to go through the owner's TURN server; never, unless [`super::Config::has_turn`].
+    pub through_turn: bool,
     /// The payload.
     pub bytes: Vec<u8>,
+}
+
+impl Transmit {
+    /// From the owner's socket, as usual.
+    pub(super) const fn new(to: Addr, bytes: Vec<u8>) -> Self {
+        Self {
+            to,
+            ttl: None,
+            through_turn: false,
+            bytes,
+        }
+    }
+}
+
+/// A way for datagrams: the address at the other end, and what they go through at this one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Way {
+    pub(super) addr: Addr,
+    pub(super) through_turn: bool,
+}
+
+impl Way {
+    pub(super) const fn of(addr: Addr) -> Self {
+        Self {
+            addr,
+            through_turn: false,
+        }
+    }
+
+    pub(super) const fn through_turn(addr: Addr) -> Self {
+        Self {
+            addr,
+            through_turn: true,
+        }
+    }
+
+    pub(super) const fn send(self, bytes: Vec<u8>) -> Transmit {
+        Transmit {
+            to: self.addr,
+            ttl: None,
+            through_turn: self.through_turn,
+            bytes,
+        }
+    }
 }
 
 /// Where in a datagram handed in the application's data are, and from whom.
@@ -69,6 +115,23 @@ impl From<SessionEvent> for Event {
 }
 
 /// Something that happened in or to the session of the seat.
+///
+/// ```
+/// use waypost_proto::agent::{Path, SessionEvent, describe};
+/// use waypost_proto::wire::native::{LeaveReason, SeatId};
+///
+/// fn tell(event: SessionEvent) -> String {
+///     match event {
+///         SessionEvent::MemberJoined(id) => format!("player {} is here", id.seat),
+///         SessionEvent::MemberLeft(id, why) => format!("player {} {}", id.seat, describe(why)),
+///         SessionEvent::PathChanged(_, Path::Direct) => "connected directly".to_owned(),
+///         other => format!("{other:?}"),
+///     }
+/// }
+///
+/// let id = SeatId { seat: 3, generation: 0x12_3456 };
+/// assert_eq!(tell(SessionEvent::MemberLeft(id, LeaveReason::Left)), "player 3 left");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SessionEvent {
     /// Somebody is in the session.
@@ -115,6 +178,29 @@ pub enum SessionEvent {
 }
 
 /// A session in a list.
+///
+/// ```
+/// use waypost_proto::agent::ListedSession;
+/// use waypost_proto::wire::join_code::JoinCode;
+/// use waypost_proto::wire::native::session_flags;
+///
+/// fn line(session: &ListedSession) -> String {
+///     let name = session.name.clone().unwrap_or(session.code.to_string());
+///     let key = if session.has_password() { ", with a password" } else { "" };
+///     format!("{name}: {} of {}{key}", session.members, session.max_members)
+/// }
+///
+/// let session = ListedSession {
+///     code: JoinCode::parse(b"BAD-KIF-ROM").ok_or("no code")?,
+///     name: None,
+///     max_members: 8,
+///     members: 3,
+///     flags: session_flags::HAS_PASSWORD,
+///     metadata: b"map=3".to_vec(),
+/// };
+/// assert_eq!(line(&session), "BAD-KIF-ROM: 3 of 8, with a password");
+/// # Ok::<(), &str>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ListedSession {
     /// Its join code.

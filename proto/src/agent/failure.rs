@@ -6,6 +6,13 @@ use std::fmt;
 use crate::wire::native::{LeaveReason, code};
 
 /// The server's error answer.
+///
+/// ```
+/// use waypost_proto::agent::Rejected;
+///
+/// let text = Rejected { code: 471 }.to_string();
+/// assert!(text.contains("full") && text.ends_with("(error 471)"), "{text}");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rejected {
     /// The STUN error code: [`code`] or RFC 8489's.
@@ -71,6 +78,14 @@ impl fmt::Display for Rejected {
 impl Error for Rejected {}
 
 /// Why an operation that was begun did not succeed.
+///
+/// ```
+/// use waypost_proto::agent::{Failure, Rejected};
+///
+/// let failure = Failure::Rejected(Rejected { code: 470 });
+/// assert_ne!(failure, Failure::Silent);
+/// assert!(Failure::Silent.to_string().contains("check its address and port"));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Failure {
     /// The server answered with an error.
@@ -96,6 +111,13 @@ impl fmt::Display for Failure {
 impl Error for Failure {}
 
 /// Why an operation was not even begun.
+///
+/// ```
+/// use waypost_proto::agent::Refused;
+///
+/// let refused = Refused::Length("the match key", 64);
+/// assert_eq!(refused.to_string(), "the match key must have 1 to 64 bytes; shorten it or leave it out");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Refused {
     /// It needs a seat, and there is none.
@@ -148,6 +170,12 @@ impl fmt::Display for Refused {
 impl Error for Refused {}
 
 /// Why data cannot be sent to a member now.
+///
+/// ```
+/// use waypost_proto::agent::NoPath;
+///
+/// assert!(NoPath::NotDirect.to_string().contains("allow the relay"));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NoPath {
     /// Nobody with this id is in the session.

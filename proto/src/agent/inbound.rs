@@ -1,7 +1,7 @@
 //! What a datagram means: data of a member, an answer, a check. Believes nothing that did not come from whom
 //! it could come from.
 
-use super::event::{Delivery, Event, ListedSession, SessionEvent};
+use super::event::{Delivery, Event, ListedSession, SessionEvent, Way};
 use super::failure::{Failure, Rejected};
 use super::request::{Op, Request};
 use super::roster::Seat;
@@ -23,6 +23,24 @@ const RECOVERY_PAUSE_MS: u64 = 4_000;
 impl Agent {
     /// Takes a datagram that came from `from`. Data for the owner stay where they are in `bytes`.
     pub fn handle_datagram(&mut self, now: Millis, from: Addr, bytes: &[u8]) -> Option<Delivery> {
+        self.handle(now, Way::of(from), bytes)
+    }
+
+    /// As [`Agent::handle_datagram`], of one that came through the owner's TURN server ([`super::Config::has_turn`]).
+    pub fn handle_turn_datagram(
+        &mut self,
+        now: Millis,
+        from: Addr,
+        bytes: &[u8],
+    ) -> Option<Delivery> {
+        if from == self.config.server {
+            self.on_turn_offer_answer(now, bytes);
+            return None;
+        }
+        self.handle(now, Way::through_turn(from), bytes)
+    }
+
+    fn handle(&mut self, now: Millis, from: Way, bytes: &[u8]) -> Option<Delivery> {
         match wire::kind(bytes) {
             Kind::ChannelData => self.on_channel_data(now, from, bytes),
             Kind::Stun => {
@@ -43,12 +61,12 @@ impl Agent {
         }
     }
 
-    fn on_channel_data(&mut self, now: Millis, from: Addr, bytes: &[u8]) -> Option<Delivery> {
+    fn on_channel_data(&mut self, now: Millis, from: Way, bytes: &[u8]) -> Option<Delivery> {
         let Some(frame) = channel_data::parse(bytes) else {
             self.counters.malformed += 1;
             return None;
         };
-        let relayed = from == self.config.server;
+        let relayed = from == Way::of(self.config.server);
         let direct_allowed = self.allows_direct();
         let member = frame
             .channel
@@ -81,8 +99,8 @@ impl Agent {
         })
     }
 
-    fn on_message(&mut self, now: Millis, from: Addr, message: &Message<'_>) {
-        let of_server = from == self.config.server;
+    fn on_message(&mut self, now: Millis, from: Way, message: &Message<'_>) {
+        let of_server = from == Way::of(self.config.server);
         match (message.method(), message.class()) {
             (stun::method::BINDING, Class::Request) if !of_server => {
                 self.on_check(now, from, message);
@@ -91,7 +109,8 @@ impl Agent {
                 let mapped = message.find_xor_addr(stun::attr::XOR_MAPPED_ADDRESS);
                 if let Some(mapped) = mapped
                     && let Some(probe) = &mut self.probe
-                    && probe.on_answer(from, message.transaction_id(), mapped)
+                    && !from.through_turn
+                    && probe.on_answer(from.addr, message.transaction_id(), mapped)
                 {
                     if of_server {
                         self.on_heard(now);
@@ -116,7 +135,7 @@ impl Agent {
         }
     }
 
-    fn on_check(&mut self, now: Millis, from: Addr, message: &Message<'_>) {
+    fn on_check(&mut self, now: Millis, from: Way, message: &Message<'_>) {
         let sender = message
             .find(attr::SEAT_HANDLE)
             .and_then(native::SeatHandle::from_bytes);
@@ -148,7 +167,7 @@ impl Agent {
         }
     }
 
-    fn on_check_answer(&mut self, now: Millis, from: Addr, message: &Message<'_>) {
+    fn on_check_answer(&mut self, now: Millis, from: Way, message: &Message<'_>) {
         if self.on_notice_answer(now, message) {
             return;
         }
@@ -330,6 +349,7 @@ impl Agent {
         if let Some(request) = request.id {
             self.tell(Event::Done { request });
         }
+        self.offer_turn(now);
         if self.config.probing != Probing::Off
             && self.config.policy.allows_direct()
             && let Some(port) = self.seat.as_ref().and_then(|seat| seat.probe_port)

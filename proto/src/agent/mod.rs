@@ -13,6 +13,7 @@ mod event;
 mod failure;
 mod inbound;
 mod ledger;
+mod operations;
 mod outbound;
 mod path;
 mod probe;
@@ -28,6 +29,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod transaction;
+mod turn_offer;
 
 use std::collections::VecDeque;
 
@@ -48,15 +50,16 @@ pub use streams::{GREETING_LEN, Observation, StreamEnd, StreamIntroduction};
 use crate::addr::Addr;
 use crate::time::Millis;
 use crate::wire::channel_data::{self, ChannelNumber};
-use crate::wire::native::{self, NatMapping, SeatId, session_flags};
+use crate::wire::native::{self, NatMapping, SeatId};
 use crate::wire::stun::TransactionId;
 use clock::ServerClock;
 use departure::Departure;
 use ledger::Ledger;
 use probe::NatProbe;
-use request::{Context, Op, Request, length};
+use request::{Context, Op, Request};
 use roster::Roster;
 use transaction::Repetition;
+use turn_offer::TurnOffer;
 
 /// Most bytes of data in one datagram: a frame then has [`native::MESSAGE_MAX`] bytes, which with IPv6 and UDP headers fits
 /// the 1,280 bytes that every IPv6 path carries (RFC 8200 section 5), with room for a tunnel.
@@ -74,6 +77,17 @@ const TRANSMITS_MAX: usize = 256;
 const NONCE_MAX: usize = 128;
 
 /// When to find out how the NAT maps.
+///
+/// ```
+/// use waypost_proto::agent::{Config, Probing};
+///
+/// let server = "203.0.113.5:3478".parse::<std::net::SocketAddr>()?;
+/// let mut config = Config::new(server.into(), "my-game");
+/// // The server's second port is known, so that the first introduction is the best already.
+/// config.probing = Probing::First(3_479);
+/// assert_ne!(config.probing, Probing::default());
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Probing {
     /// Never.
@@ -87,6 +101,19 @@ pub enum Probing {
 }
 
 /// An operator's credential, made by a game's backend.
+///
+/// ```
+/// use waypost_proto::agent::{Config, Credential};
+///
+/// let server = "203.0.113.5:3478".parse::<std::net::SocketAddr>()?;
+/// let mut config = Config::new(server.into(), "my-game");
+/// // As the game's backend handed it out.
+/// config.credential = Some(Credential {
+///     username: "1798761600:ann".to_owned(),
+///     password: "MjM0NTY3ODkwYWJjZGVmZ2hpag==".to_owned(),
+/// });
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credential {
     /// `expiry:user`, expiry in Unix seconds.
@@ -110,6 +137,10 @@ pub struct Config {
     pub guesses_ports: bool,
     /// A port of the own public address that leads to this socket, whoever sends: forwarded, or not behind a NAT.
     pub reachable_port: Option<u16>,
+    /// Whether the owner has an allocation on a TURN server for the agent to use beside its socket: it sends through it what is
+    /// marked so ([`Transmit::through_turn`], [`Agent::is_through_turn`]), and gives what comes through it to
+    /// [`Agent::handle_turn_datagram`].
+    pub has_turn: bool,
     /// Up to 64 bytes that the other members see.
     pub member_data: Vec<u8>,
     /// Addresses of the socket on local interfaces, at most four, told to members behind the same NAT.
@@ -133,6 +164,7 @@ impl Config {
             strategies: Strategies::ALL,
             guesses_ports: false,
             reachable_port: None,
+            has_turn: false,
             member_data: Vec::new(),
             local_addresses: Vec::new(),
             probing: Probing::default(),
@@ -163,6 +195,7 @@ pub struct Agent {
     mapping_told: Option<Millis>,
     recovering: bool,
     departure: Option<Departure>,
+    turn_offer: Option<TurnOffer>,
     keepalive_at: Millis,
     /// When the server was last heard from.
     heard: Millis,
@@ -199,6 +232,7 @@ impl Agent {
             mapping_told: None,
             recovering: false,
             departure: None,
+            turn_offer: None,
             keepalive_at: now,
             heard: now,
             relay_active: false,
@@ -288,6 +322,9 @@ impl Agent {
                 let progress = match strategy {
                     _ if hidden && !relays => Progress::NotTried(Reason::Hidden),
                     _ if !allowed => Progress::NotTried(Reason::NotChosen),
+                    Strategy::Relay if self.is_direct_only(member) => {
+                        Progress::NotTried(Reason::WithoutServer)
+                    }
                     Strategy::Relay if self.silent => Progress::Failed {
                         after_ms: 0,
                         reason: Reason::ServerSilent,
@@ -334,199 +371,6 @@ impl Agent {
     #[must_use]
     pub const fn counters(&self) -> Counters {
         self.counters
-    }
-
-    /// Makes a session and takes its first seat.
-    ///
-    /// # Errors
-    /// [`Refused`] if there is a seat already, or a field breaks its limit.
-    pub fn host(&mut self, now: Millis, host: HostConfig) -> Result<RequestId, Refused> {
-        host.check()?;
-        self.ask_for_seat(now, Op::Host(Box::new(host)))
-    }
-
-    /// Takes a seat in a session that exists. `password` is empty if there is none.
-    ///
-    /// # Errors
-    /// As [`Agent::host`].
-    pub fn join(
-        &mut self,
-        now: Millis,
-        target: Target,
-        password: &str,
-    ) -> Result<RequestId, Refused> {
-        if let Target::Name(name) = &target {
-            length(
-                "the session's name",
-                name.len(),
-                1,
-                native::SESSION_NAME_MAX,
-            )?;
-        }
-        let password = password.to_owned();
-        self.ask_for_seat(now, Op::Join { target, password })
-    }
-
-    /// Waits for others who want a session of `players` with the same key of 1 to 64 bytes. The seat comes at once, the
-    /// others with [`SessionEvent::Formed`].
-    ///
-    /// # Errors
-    /// As [`Agent::host`].
-    pub fn find_match(
-        &mut self,
-        now: Millis,
-        key: &[u8],
-        players: u8,
-    ) -> Result<RequestId, Refused> {
-        length("the match key", key.len(), 1, native::MATCH_KEY_MAX)?;
-        request::members(players)?;
-        let key = key.to_vec();
-        self.ask_for_seat(now, Op::Match { key, players })
-    }
-
-    /// Comes back to the seat of a ticket. Name and metadata are what a host wants its session to have if the server has
-    /// to make it anew.
-    ///
-    /// # Errors
-    /// As [`Agent::host`].
-    pub fn resume(
-        &mut self,
-        now: Millis,
-        ticket: &[u8],
-        name: Option<String>,
-        metadata: Option<Vec<u8>>,
-    ) -> Result<RequestId, Refused> {
-        length("the ticket", ticket.len(), 1, native::METADATA_MAX)?;
-        length(
-            "the metadata",
-            metadata.as_ref().map_or(0, Vec::len),
-            0,
-            native::METADATA_MAX,
-        )?;
-        let ticket = ticket.to_vec();
-        self.ask_for_seat(
-            now,
-            Op::Resume {
-                ticket,
-                name,
-                metadata,
-            },
-        )
-    }
-
-    /// Asks for a page of the listed sessions. No seat is needed.
-    ///
-    /// # Errors
-    /// As [`Agent::host`].
-    pub fn list(
-        &mut self,
-        now: Millis,
-        filter: ListFilter,
-        cursor: Option<[u8; 8]>,
-    ) -> Result<RequestId, Refused> {
-        if let Some(prefix) = &filter.name_prefix {
-            length(
-                "the name's beginning",
-                prefix.len(),
-                1,
-                native::SESSION_NAME_MAX,
-            )?;
-        }
-        self.ask(now, Op::List { filter, cursor })
-    }
-
-    /// Gives up the seat.
-    ///
-    /// # Errors
-    /// [`Refused::NotSeated`], [`Refused::Busy`].
-    pub fn leave(&mut self, now: Millis) -> Result<RequestId, Refused> {
-        if self.is_without_server() && self.seat.is_some() {
-            let request = RequestId(self.next_request);
-            self.next_request = self.next_request.wrapping_add(1);
-            self.unseat();
-            self.tell(Event::Done { request });
-            return Ok(request);
-        }
-        self.ask_seated(now, Op::Leave)
-    }
-
-    /// Removes a member for the session's life. Only the host may.
-    ///
-    /// # Errors
-    /// [`Refused::NotSeated`], [`Refused::NoMember`], [`Refused::Busy`].
-    pub fn kick(&mut self, now: Millis, member: SeatId) -> Result<RequestId, Refused> {
-        self.ask_about(now, member, Op::Kick(member))
-    }
-
-    /// Makes another member the host. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Agent::kick`].
-    pub fn transfer(&mut self, now: Millis, member: SeatId) -> Result<RequestId, Refused> {
-        self.ask_about(now, member, Op::Transfer(member))
-    }
-
-    /// Changes the session. Only the host may.
-    ///
-    /// # Errors
-    /// [`Refused`] without a seat, or if a field breaks its limit.
-    pub fn update_session(
-        &mut self,
-        now: Millis,
-        update: SessionUpdate,
-    ) -> Result<RequestId, Refused> {
-        let metadata = update.metadata.as_ref().map_or(0, Vec::len);
-        length("the metadata", metadata, 0, native::METADATA_MAX)?;
-        if let Some(max_members) = update.max_members {
-            request::members(max_members)?;
-        }
-        self.ask_seated(now, Op::UpdateSession(update))
-    }
-
-    /// Changes one of the session's flags, the others staying as they are. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Agent::update_session`].
-    pub fn set_session_flag(
-        &mut self,
-        now: Millis,
-        flag: u32,
-        on: bool,
-    ) -> Result<RequestId, Refused> {
-        let old = self.session.flags & session_flags::SETTABLE;
-        let flags = if on { old | flag } else { old & !flag };
-        self.update_session(
-            now,
-            SessionUpdate {
-                flags: Some(flags),
-                ..SessionUpdate::default()
-            },
-        )
-    }
-
-    /// Changes what the other members see of this one.
-    ///
-    /// # Errors
-    /// As [`Agent::update_session`].
-    pub fn update_member(&mut self, now: Millis, data: &[u8]) -> Result<RequestId, Refused> {
-        length("the member's data", data.len(), 0, native::MEMBER_DATA_MAX)?;
-        self.ask_seated(now, Op::UpdateMember(data.to_vec()))
-    }
-
-    /// Ends the session for everybody. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Agent::leave`].
-    pub fn close(&mut self, now: Millis) -> Result<RequestId, Refused> {
-        self.ask_seated(now, Op::Close)
-    }
-
-    /// Has members introduced to each other, after which they punch.
-    ///
-    /// # Errors
-    /// As [`Agent::leave`].
-    pub fn introduce(&mut self, now: Millis, whom: Introduce) -> Result<RequestId, Refused> {
-        self.ask_seated(now, Op::Introduce(whom))
     }
 
     /// Writes `data` as a frame for `to` into `out`, replacing what is there, and returns the address to send it to. Each
@@ -584,6 +428,17 @@ impl Agent {
         Ok(address)
     }
 
+    /// Whether what [`Agent::frame`] has just framed for a member goes through the owner's TURN server.
+    #[must_use]
+    pub fn is_through_turn(&self, to: SeatId) -> bool {
+        self.config.has_turn
+            && self.path(to) == Some(Path::Direct)
+            && self.roster.get(to).is_some_and(|member| {
+                let way = member.punch.as_ref().and_then(|punch| punch.in_use());
+                way.is_some_and(|way| way.through_turn)
+            })
+    }
+
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.out.pop_front()
@@ -592,53 +447,6 @@ impl Agent {
     /// The next thing that happened.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
-    }
-
-    fn ask_for_seat(&mut self, now: Millis, op: Op) -> Result<RequestId, Refused> {
-        let application = self.config.application.len();
-        length(
-            "the application id",
-            application,
-            1,
-            native::APPLICATION_ID_MAX,
-        )?;
-        length(
-            "the member's data",
-            self.member_data.len(),
-            0,
-            native::MEMBER_DATA_MAX,
-        )?;
-        if self.seat.is_some() || self.requests.iter().any(|r| r.op.seats()) {
-            return Err(Refused::AlreadySeated);
-        }
-        if let Probing::First(port) = self.config.probing {
-            self.begin_probe(now, port);
-        }
-        self.ask(now, op)
-    }
-
-    fn ask_about(&mut self, now: Millis, member: SeatId, op: Op) -> Result<RequestId, Refused> {
-        if self.seat.is_some() && self.roster.get(member).is_none() {
-            return Err(Refused::NoMember);
-        }
-        self.ask_seated(now, op)
-    }
-
-    fn ask_seated(&mut self, now: Millis, op: Op) -> Result<RequestId, Refused> {
-        if self.seat.is_none() || self.departure.is_some() {
-            return Err(Refused::NotSeated);
-        }
-        self.ask(now, op)
-    }
-
-    fn ask(&mut self, now: Millis, op: Op) -> Result<RequestId, Refused> {
-        if self.requests.iter().filter(|r| r.id.is_some()).count() >= REQUESTS_MAX {
-            return Err(Refused::Busy);
-        }
-        let id = RequestId(self.next_request);
-        self.next_request = self.next_request.wrapping_add(1);
-        self.begin(now, Some(id), op);
-        Ok(id)
     }
 
     /// Begins a request of the owner, or with no id one of the agent itself.

@@ -37,6 +37,9 @@ impl Agent {
             consider(probe.next_timeout());
         }
         self.departure_timeout().into_iter().for_each(&mut consider);
+        self.turn_offer_timeout()
+            .into_iter()
+            .for_each(&mut consider);
         if self.keeps_alive() {
             consider(self.keepalive_at);
             if self.relay_active {
@@ -62,6 +65,9 @@ impl Agent {
         self.run_probe(now);
         self.notice_silence(now);
         self.run_departure(now);
+        if self.out.len() < TRANSMITS_MAX {
+            self.run_turn_offer(now);
+        }
         if self.keeps_alive() {
             let suspicious = self.relay_active && now.since(self.heard) >= REBIND_SUSPICION_MS;
             if now >= self.keepalive_at || suspicious {
@@ -96,11 +102,8 @@ impl Agent {
                 continue;
             }
             request.repetition.sent(now);
-            self.out.push_back(Transmit {
-                to: self.config.server,
-                ttl: None,
-                bytes: request.bytes.clone(),
-            });
+            self.out
+                .push_back(Transmit::new(self.config.server, request.bytes.clone()));
         }
         if holds_back {
             self.run_probe(now);
@@ -135,11 +138,7 @@ impl Agent {
         while self.out.len() < TRANSMITS_MAX
             && let Some((to, bytes)) = probe.transmit(now)
         {
-            self.out.push_back(Transmit {
-                to,
-                ttl: None,
-                bytes,
-            });
+            self.out.push_back(Transmit::new(to, bytes));
         }
         if !probe.is_over(now) {
             return;
@@ -272,6 +271,7 @@ impl Agent {
         self.recovering = false;
         self.relay_active = false;
         self.departure = None;
+        self.turn_offer = None;
         self.roster.clear();
         self.fail_requests();
     }

@@ -1,6 +1,16 @@
 //! Which way data takes to a member: the caller's policy against what is proven. Never sends anything.
 
 /// What the caller allows and prefers.
+///
+/// ```
+/// use waypost_proto::agent::{Config, PathPolicy};
+///
+/// let server = "203.0.113.5:3478".parse::<std::net::SocketAddr>()?;
+/// let mut config = Config::new(server.into(), "my-game");
+/// assert_eq!(config.policy, PathPolicy::DirectFirst);
+/// config.policy = PathPolicy::RelayOnly; // nobody learns this player's address
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum PathPolicy {
     /// Directly once that is proven; through the relay until then.
@@ -15,6 +25,20 @@ pub enum PathPolicy {
 }
 
 /// The way that data to a member takes now.
+///
+/// ```
+/// use waypost_proto::agent::Path;
+///
+/// fn symbol(path: Path) -> char {
+///     match path {
+///         Path::Direct => '=',
+///         Path::Relayed | Path::Punching => '~',
+///         Path::Unreachable => 'x',
+///     }
+/// }
+///
+/// assert_eq!(symbol(Path::default()), '~');
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Path {
     /// Through the server.
@@ -22,7 +46,7 @@ pub enum Path {
     Relayed,
     /// Through the server (unless the policy forbids it) while a direct path is being tried.
     Punching,
-    /// Straight to the member.
+    /// Straight to the member, or through a TURN server of one of the two: [`super::Agent::report`] tells which.
     Direct,
     /// None: there is no direct path and the policy forbids the relay.
     Unreachable,

@@ -100,6 +100,19 @@ pub struct SessionUpdate {
 }
 
 /// Which sessions to list.
+///
+/// ```
+/// use waypost_proto::agent::ListFilter;
+///
+/// // What a player without friends can join at once.
+/// let filter = ListFilter {
+///     has_room: true,
+///     unlocked: true,
+///     no_password: true,
+///     ..ListFilter::default()
+/// };
+/// assert_eq!(filter.name_prefix, None);
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ListFilter {
     /// Only sessions whose name begins so.
@@ -161,9 +174,9 @@ pub(super) enum Op {
     Close,
     Introduce(Introduce),
     Keepalive,
-    /// Goes over a connection of its own, never over the agent's socket.
+    /// Goes over a connection of its own for a stream with a peer, or through a TURN server; never over the agent's socket.
     Observe {
-        peer: SeatId,
+        peer: Option<SeatId>,
         locals: Vec<Addr>,
         reachable_port: Option<u16>,
     },
@@ -361,7 +374,9 @@ impl Context<'_> {
                 locals,
                 reachable_port,
             } => {
-                message.attribute(attr::TARGET_SEAT, &peer.to_bytes());
+                if let Some(peer) = peer {
+                    message.attribute(attr::TARGET_SEAT, &peer.to_bytes());
+                }
                 for local in locals.iter().take(LOCAL_ADDRESSES_MAX) {
                     message.xor_addr(attr::LOCAL_ADDRESS, *local);
                 }

@@ -63,11 +63,8 @@ impl Agent {
             .attribute(attr::SEAT_HANDLE, &seat.handle.to_bytes())
             .integrity(Integrity::Sha256Truncated, &seat.token)
             .finish();
-        self.out.push_back(Transmit {
-            to: self.config.server,
-            ttl: None,
-            bytes: answer,
-        });
+        self.out
+            .push_back(Transmit::new(self.config.server, answer));
         let is_next = !self.recovering && sequence == seat.last_event.wrapping_add(1);
         if is_next {
             seat.last_event = sequence;
@@ -174,6 +171,8 @@ impl Agent {
             observed: fields.mapped,
             predicted: listed(&fields.predicted),
             reachable,
+            relayed: fields.relayed,
+            own_turn: self.config.has_turn,
             guess_from: self.guess_from(fields),
             key,
             start_in_ms,

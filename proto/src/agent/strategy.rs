@@ -3,6 +3,14 @@
 use std::fmt;
 
 /// A way to reach a member.
+///
+/// ```
+/// use waypost_proto::agent::Strategy;
+///
+/// let by_datagrams = Strategy::ALL.into_iter().filter(|way| *way != Strategy::TcpPunch);
+/// let names: Vec<String> = by_datagrams.map(|way| way.to_string()).collect();
+/// assert_eq!(names, ["direct", "reverse", "udp-punch", "relay", "turn"]);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum Strategy {
@@ -17,16 +25,19 @@ pub enum Strategy {
     TcpPunch = 8,
     /// Through the server.
     Relay = 16,
+    /// Through a TURN server (RFC 8656) on which one of the two has an address.
+    Turn = 32,
 }
 
 impl Strategy {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Direct,
         Self::Reverse,
         Self::UdpPunch,
         Self::TcpPunch,
         Self::Relay,
+        Self::Turn,
     ];
 }
 
@@ -38,6 +49,7 @@ impl fmt::Display for Strategy {
             Self::UdpPunch => "udp-punch",
             Self::TcpPunch => "tcp-punch",
             Self::Relay => "relay",
+            Self::Turn => "turn",
         })
     }
 }
@@ -56,7 +68,7 @@ pub struct Strategies(u8);
 
 impl Strategies {
     /// All of them, in parallel.
-    pub const ALL: Self = Self(31);
+    pub const ALL: Self = Self(63);
     /// None; a beginning for [`Strategies::with`].
     pub const NONE: Self = Self(0);
 
@@ -89,6 +101,7 @@ impl Strategies {
         self.contains(Strategy::Direct)
             || self.contains(Strategy::Reverse)
             || self.contains(Strategy::UdpPunch)
+            || self.contains(Strategy::Turn)
     }
 }
 
@@ -99,6 +112,14 @@ impl Default for Strategies {
 }
 
 /// What became of one strategy towards one member.
+///
+/// ```
+/// use waypost_proto::agent::{Attempt, Progress, Strategy};
+///
+/// let attempt = Attempt { strategy: Strategy::Direct, progress: Progress::Connected { after_ms: 12 } };
+/// let line = format!("{}: {}", attempt.strategy, attempt.progress);
+/// assert_eq!(line, "direct: connected after 12 ms");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attempt {
     /// Which.
@@ -108,6 +129,13 @@ pub struct Attempt {
 }
 
 /// How far a strategy is. Times are milliseconds since the introduction that began it.
+///
+/// ```
+/// use waypost_proto::agent::{Progress, Reason};
+///
+/// let progress = Progress::Failed { after_ms: 5_500, reason: Reason::NoAnswer };
+/// assert!(progress.to_string().starts_with("failed after 5500 ms: nothing came back"));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
     /// It was not tried.
@@ -129,6 +157,17 @@ pub enum Progress {
         /// Why.
         reason: Reason,
     },
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotTried(reason) => write!(f, "not tried: {reason}"),
+            Self::Trying { for_ms } => write!(f, "tried for {for_ms} ms"),
+            Self::Connected { after_ms } => write!(f, "connected after {after_ms} ms"),
+            Self::Failed { after_ms, reason } => write!(f, "failed after {after_ms} ms: {reason}"),
+        }
+    }
 }
 
 /// Why a strategy does not lead to a member. Its text says what can be done.
@@ -162,6 +201,8 @@ pub enum Reason {
     Lost,
     /// The server does not answer.
     ServerSilent,
+    /// This player or the member has left the server, and goes on directly only.
+    WithoutServer,
 }
 
 impl fmt::Display for Reason {
@@ -183,6 +224,9 @@ impl fmt::Display for Reason {
             }
             Self::Lost => "it worked and has stopped; the relay takes over, and it is tried again",
             Self::ServerSilent => "the server does not answer; check the network, or wait",
+            Self::WithoutServer => {
+                "one of the two has left the server and goes on directly only; join again to be relayed"
+            }
         })
     }
 }

@@ -74,12 +74,22 @@ impl Agent {
         if !self.config.policy.allows_direct() {
             return Err(Refused::Hidden);
         }
-        let id = TransactionId(self.rng.random());
         let op = Op::Observe {
-            peer,
+            peer: Some(peer),
             locals: end.locals.to_vec(),
             reachable_port: end.reachable_port,
         };
+        Ok(self.write_observation(&op, nonce, out))
+    }
+
+    /// Writes a request to be observed.
+    pub(super) fn write_observation(
+        &mut self,
+        op: &Op,
+        nonce: Option<&[u8]>,
+        out: &mut Vec<u8>,
+    ) -> TransactionId {
+        let id = TransactionId(self.rng.random());
         Context {
             config: &self.config,
             nonce,
@@ -87,8 +97,8 @@ impl Agent {
             member_data: &[],
             mapping: None,
         }
-        .write(&op, id, out);
-        Ok(id)
+        .write(op, id, out);
+        id
     }
 
     /// Reads the server's answer to [`Agent::write_observe`].

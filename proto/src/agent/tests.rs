@@ -636,6 +636,13 @@ fn members_go_on_without_the_server() {
             assert!(world.clients[n].agent.is_without_server());
             for other in (0..3).filter(|other| *other != n) {
                 assert_eq!(world.path(n, other), Path::Direct, "seed {seed}");
+                let report = world.clients[n].agent.report(world.millis(), ids[other]);
+                let relay = report.iter().find(|a| a.strategy == super::Strategy::Relay);
+                assert_eq!(
+                    relay.map(|attempt| attempt.progress),
+                    Some(Progress::NotTried(Reason::WithoutServer)),
+                    "seed {seed}"
+                );
                 world.send(n, ids[other], b"still here");
             }
         }

@@ -5,7 +5,7 @@ use super::{
     Asked, Lobby, Mail, Origin, Outcome, Reject, StreamSerial, TimerKey, Turn, answer_error,
     answer_seated, seating, transaction_digest,
 };
-use crate::addr::ProvenAddr;
+use crate::addr::{Addr, ProvenAddr};
 use crate::forwarding::SocketIndex;
 use crate::stats::Counter;
 use crate::time::Millis;
@@ -175,8 +175,31 @@ impl Lobby {
         Ok(())
     }
 
+    /// Notes an address on a TURN server at which a member was seen, and has it introduced anew if that goes by itself.
+    fn observe_relayed(&mut self, turn: &mut Turn<'_>, member: u32, seen: Addr) -> Outcome {
+        let entry = &self.members[member];
+        if entry.relay_only || entry.source.addr() == seen {
+            return Err(Reject(code::BAD_REQUEST));
+        }
+        if entry.relayed == Some(seen) {
+            return Ok(());
+        }
+        self.pay_for_change(turn, member)?;
+        let entry = &mut self.members[member];
+        entry.relayed = Some(seen);
+        let session = &self.sessions[entry.session];
+        let introduces = session.flags & session_flags::AUTO_INTRODUCE != 0;
+        if introduces && session.forming.is_none() {
+            self.introduce_to_all(turn, member);
+        }
+        Ok(())
+    }
+
     /// Notes where a member's connection was seen. When the other of the two has done the same, both are told to connect.
     fn observe(&mut self, turn: &mut Turn<'_>, member: u32, asked: Asked<'_>) -> Outcome {
+        if asked.origin.stream.is_none() && asked.fields.target.is_none() {
+            return self.observe_relayed(turn, member, asked.origin.addr.addr());
+        }
         let session = self.members[member].session;
         let target = self.target(session, asked.fields.target)?;
         let entry = &self.members[member];

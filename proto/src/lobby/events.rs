@@ -285,6 +285,9 @@ impl Lobby {
                 if let Some(port) = peer.reachable_port {
                     out.xor_addr(attr::REACHABLE_ADDRESS, mapped.with_port(port), id);
                 }
+                if let Some(relayed) = peer.relayed {
+                    out.xor_addr(attr::RELAYED_ADDRESS, relayed, id);
+                }
                 if let Some(nat) = peer.nat.filter(|nat| nat.random || nat.step != 0) {
                     out.attribute(attr::NAT_MAPPING, &nat.to_bytes());
                 }

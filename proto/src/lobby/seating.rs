@@ -330,6 +330,7 @@ impl Lobby {
             locals: Box::default(),
             nat: None,
             reachable_port: None,
+            relayed: None,
             stream_wishes: Vec::new(),
             roster: Vec::new(),
             cursor: 0,

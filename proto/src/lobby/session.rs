@@ -223,6 +223,8 @@ pub(super) struct Member {
     pub nat: Option<NatMapping>,
     /// A port of its public address that it says leads to it.
     pub reachable_port: Option<u16>,
+    /// An address on a TURN server that leads to it too, from which it was seen.
+    pub relayed: Option<Addr>,
     /// At most one for every other member.
     pub stream_wishes: Vec<StreamWish>,
     /// Who was there when it came and it still has to be told of.

@@ -149,10 +149,31 @@ impl Service {
 }
 
 /// Names a sent message in events; counted from 1 over all peers. A broadcast has one for all.
+///
+/// ```
+/// use waypost_proto::message::MessageId;
+///
+/// let mut waiting = vec![MessageId(1), MessageId(2)];
+/// waiting.retain(|id| *id != MessageId(1)); // when it was acknowledged
+/// assert_eq!(waiting, [MessageId(2)]);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct MessageId(pub u32);
 
 /// A message that came.
+///
+/// ```
+/// use waypost_proto::message::Message;
+/// use waypost_proto::wire::native::SeatId;
+///
+/// fn text(message: &Message) -> String {
+///     format!("{}: {}", message.from.seat, String::from_utf8_lossy(&message.data))
+/// }
+///
+/// let from = SeatId { seat: 2, generation: 7 };
+/// let message = Message { from, number: 1, reliable: true, data: b"hello".to_vec() };
+/// assert_eq!(text(&message), "2: hello");
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Message {
     /// Who sent it.
@@ -166,6 +187,24 @@ pub struct Message {
 }
 
 /// Something that happened to messages or to a peer.
+///
+/// ```
+/// use waypost_proto::message::{MessageEvent, MessageId};
+/// use waypost_proto::wire::native::SeatId;
+///
+/// fn tell(event: &MessageEvent) -> String {
+///     match event {
+///         MessageEvent::Received(message) => format!("{} bytes came", message.data.len()),
+///         MessageEvent::Acknowledged(_, MessageId(id)) => format!("message {id} has arrived"),
+///         MessageEvent::Expired(_, MessageId(id)) => format!("message {id} was given up"),
+///         MessageEvent::PeerSilent(peer) => format!("player {} does not answer", peer.seat),
+///         MessageEvent::PeerBack(_) | MessageEvent::PeerRestarted(_) => String::new(),
+///     }
+/// }
+///
+/// let peer = SeatId { seat: 2, generation: 7 };
+/// assert_eq!(tell(&MessageEvent::Expired(peer, MessageId(9))), "message 9 was given up");
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MessageEvent {
     /// A message has come.
@@ -183,6 +222,12 @@ pub enum MessageEvent {
 }
 
 /// Why a message was not taken.
+///
+/// ```
+/// use waypost_proto::message::NotSent;
+///
+/// assert!(NotSent::TooLong.to_string().contains("65536 bytes; split it"));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotSent {
     /// Nobody with this id is known.

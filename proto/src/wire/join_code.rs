@@ -20,6 +20,14 @@ const UNSAID: [&[u8; 3]; 12] = [
 ];
 
 /// A session's join code: 30 bits. The shard that owns the session is [`JoinCode::owner`].
+///
+/// ```
+/// use waypost_proto::wire::join_code::JoinCode;
+///
+/// let code = JoinCode::parse(b"bad kif r0m").ok_or("no code")?;
+/// assert_eq!(code.to_string(), "BAD-KIF-ROM");
+/// # Ok::<(), &str>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JoinCode(u32);
 

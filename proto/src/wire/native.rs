@@ -131,6 +131,8 @@ pub mod attr {
     pub const REACHABLE_PORT: u16 = 0xcb0d;
     /// In XOR form, a member's public address with its REACHABLE-PORT.
     pub const REACHABLE_ADDRESS: u16 = 0xcb0e;
+    /// In XOR form, an address on a TURN server that leads to a member, from which the server has seen it.
+    pub const RELAYED_ADDRESS: u16 = 0xcb0f;
     /// Empty, in a connectivity check: its sender is about to leave the server and goes on directly.
     pub const LEAVES_SERVER: u16 = 0xcb20;
 }
@@ -228,6 +230,13 @@ pub const FIRST_ANSWER_LEN: usize = stun::HEADER_LEN + 8 + 4 + NONCE_LEN;
 pub const MESSAGE_MAX: usize = 1200;
 
 /// Names one occupancy of one seat: a seat that is given to somebody else gets another generation.
+///
+/// ```
+/// use waypost_proto::wire::native::SeatId;
+///
+/// let seat = SeatId { seat: 3, generation: 0x12_3456 };
+/// assert_eq!(SeatId::from_bytes(&seat.to_bytes()), Some(seat));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SeatId {
     /// The seat, 0 to 254.
@@ -285,6 +294,14 @@ impl SeatHandle {
 }
 
 /// What a client found out about its NAT from two vantage ports of the server.
+///
+/// ```
+/// use waypost_proto::wire::native::NatMapping;
+///
+/// let steps_by_two = NatMapping { step: 2, last_port: 5_000, random: false };
+/// let next: Vec<u16> = steps_by_two.predicted_ports().take(2).collect();
+/// assert_eq!(next, [5_002, 5_004]);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct NatMapping {
     /// How the mapped port changes from one destination to the next: 0 if it does not.
@@ -348,7 +365,7 @@ pub enum EventKind {
     SessionChanged = 4,
     /// Nested: MEMBER-DATA as it is now.
     MemberChanged = 5,
-    /// Begin punching. Nested: XOR-MAPPED-ADDRESS, LOCAL-ADDRESS, PREDICTED-ADDRESS, REACHABLE-ADDRESS, CHECK-KEY,
+    /// Begin punching. Nested: XOR-MAPPED-ADDRESS, LOCAL-ADDRESS, PREDICTED-ADDRESS, REACHABLE-ADDRESS, RELAYED-ADDRESS, CHECK-KEY,
     /// START-TIME.
     Introduction = 6,
     /// The receiver's own seat is gone; the reason is a [`LeaveReason`]. The last event.
@@ -379,6 +396,13 @@ impl EventKind {
 }
 
 /// Why a member is gone.
+///
+/// ```
+/// use waypost_proto::wire::native::LeaveReason;
+///
+/// assert_eq!(LeaveReason::from_byte(2), Some(LeaveReason::Kicked));
+/// assert_eq!(LeaveReason::from_byte(99), None);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum LeaveReason {
@@ -506,6 +530,7 @@ pub struct Fields<'a> {
     pub probe_port: Option<u16>,
     pub member_count: Option<u8>,
     pub tcp_address: Option<Addr>,
+    pub relayed: Option<Addr>,
     pub reachable_port: Option<u16>,
     pub reachable: Option<Addr>,
 }
@@ -610,6 +635,7 @@ impl<'a> Fields<'a> {
             attr::PROBE_PORT => set(&mut self.probe_port, u16::try_from(word(value)?).ok()?),
             attr::MEMBER_COUNT => set(&mut self.member_count, u8::try_from(word(value)?).ok()?),
             attr::TCP_ADDRESS => set(&mut self.tcp_address, stun::decode_xor_addr(value, id)?),
+            attr::RELAYED_ADDRESS => set(&mut self.relayed, stun::decode_xor_addr(value, id)?),
             attr::REACHABLE_PORT => {
                 set(&mut self.reachable_port, u16::try_from(word(value)?).ok()?);
             }

@@ -284,3 +284,64 @@ fn the_addresses_of_relay_only_members_are_told_to_nobody() {
         }
     });
 }
+
+/// The same member, sending through a TURN server.
+fn through_turn(player: &Player, at: &str) -> Player {
+    let mut relayed = player.clone();
+    relayed.addr = addr(at);
+    relayed.nonce = None;
+    relayed
+}
+
+#[test]
+fn an_address_on_a_turn_server_is_told_once_it_was_seen() {
+    with_each_shard_count(|world| {
+        let host = Wish {
+            session_flags: session_flags::AUTO_INTRODUCE,
+            ..Wish::default()
+        };
+        let mut players = party(world, 3, &host);
+        let mut relayed = through_turn(&players[1], "192.0.2.9:49152");
+        let observe = |player: &mut Player, world: &mut World| {
+            player.call(world, method::OBSERVE, &|_, _, _| ())
+        };
+        let reply = observe(&mut relayed, world).ok();
+        assert_eq!(reply.fields().mapped, Some(relayed.addr));
+        hear_all(world, &mut players);
+        for (at, player) in players.iter_mut().enumerate() {
+            let told = introductions(world, player);
+            assert_eq!(told.len(), if at == 1 { 2 } else { 1 });
+            for event in told {
+                let is_its = at != 1;
+                assert_eq!(event.turn_addr, is_its.then_some(relayed.addr));
+                // The seat is where it was.
+                assert!(!is_its || event.mapped != Some(relayed.addr));
+            }
+        }
+        // Once more is no news.
+        observe(&mut relayed, world).ok();
+        hear_all(world, &mut players);
+        assert!(introductions(world, &mut players[0]).is_empty());
+        // The seat's own address is no other one.
+        let mut own = players[2].clone();
+        assert_eq!(observe(&mut own, world).code(), code::BAD_REQUEST);
+        // Without the token it is nobody's.
+        let mut forged = through_turn(&players[2], "192.0.2.9:49153");
+        forged.token = [0; 16];
+        assert_eq!(observe(&mut forged, world).code(), code::SEAT_GONE);
+    });
+}
+
+#[test]
+fn who_hides_has_no_address_on_a_turn_server() {
+    with_each_shard_count(|world| {
+        let hidden = Wish {
+            relay_only: true,
+            ..Wish::default()
+        };
+        let players = party(world, 2, &hidden);
+        let mut relayed = through_turn(&players[1], "192.0.2.9:49152");
+        let reply = relayed.call(world, method::OBSERVE, &|_, _, _| ());
+        assert_eq!(reply.code(), code::BAD_REQUEST);
+    });
+}

@@ -61,6 +61,7 @@ pub struct Event {
     pub mapped: Option<Addr>,
     pub locals: Vec<Addr>,
     pub predicted: Vec<Addr>,
+    pub turn_addr: Option<Addr>,
     pub key: Option<[u8; 16]>,
     pub start_ms: Option<u64>,
 }
@@ -503,6 +504,7 @@ pub fn read_event(head: EventHead, nested: Attributes<'_>, id: TransactionId) ->
         max_members: fields.max_members,
         session_flags: fields.session_flags,
         mapped: fields.mapped,
+        turn_addr: fields.relayed,
         locals: fields.locals.iter().flatten().copied().collect(),
         predicted: fields.predicted.iter().flatten().copied().collect(),
         key: fields.check_key,

@@ -1,16 +1,16 @@
 //! A seat in a session: getting one, what can be done from it, and what happens there.
 
-use std::io;
+mod conduct;
+
 use std::net::{SocketAddr, ToSocketAddrs};
+#[cfg(unix)]
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use waypost_proto::agent::{
-    self, Agent, Introduce, Path, Refused, RequestId, SessionEvent, SessionUpdate, Target,
-};
+use waypost_proto::agent::{self, Agent, Path, Refused, RequestId, SessionEvent, Target};
 use waypost_proto::message::{MessageEvent, MessageId, Messages, Service};
 use waypost_proto::time::Millis;
 use waypost_proto::wire::join_code::JoinCode;
@@ -171,6 +171,16 @@ impl Session {
             thread::Builder::new()
                 .name("waypost".to_owned())
                 .spawn(move || thread.run())?;
+            if driver.has_turn() {
+                let thread = Arc::clone(&driver);
+                let spawned = thread::Builder::new()
+                    .name("waypost-turn".to_owned())
+                    .spawn(move || thread.run_turn());
+                if let Err(error) = spawned {
+                    Driver::finish(&mut driver.lock(), End::Left);
+                    return Err(error.into());
+                }
+            }
             Ok(Self { driver })
         })
     }
@@ -396,13 +406,14 @@ impl Session {
             .store(nonblocking, Ordering::Relaxed);
     }
 
-    /// A file descriptor that is readable while events, messages or datagrams wait for the caller, and always once the seat
+    /// A file descriptor (on Unix) that is readable while events, messages or datagrams wait for the caller, and always once the seat
     /// is gone: for `poll`, `epoll` and event loops. Only for waiting: reading from it breaks that. It belongs to the session
     /// and is closed with it.
     ///
     /// # Errors
     /// If the process has too many files open.
-    pub fn readiness_fd(&self) -> io::Result<BorrowedFd<'_>> {
+    #[cfg(unix)]
+    pub fn readiness_fd(&self) -> std::io::Result<BorrowedFd<'_>> {
         self.driver.readiness.fd()
     }
 
@@ -467,127 +478,19 @@ impl Session {
         self.driver.perform(operation).map(|_| ())
     }
 
-    /// Removes a member for the session's life. Only the host may.
-    ///
-    /// # Errors
-    /// [`Error`], of which `Silent` and `Rejected` are the server's.
-    pub fn kick(&self, member: SeatId) -> Result<(), Error> {
-        self.perform(|agent, now| agent.kick(now, member))
-    }
-
-    /// Makes another member the host. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn transfer(&self, member: SeatId) -> Result<(), Error> {
-        self.perform(|agent, now| agent.transfer(now, member))
-    }
-
-    /// Changes what lists and members show of the session. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn set_metadata(&self, metadata: &[u8]) -> Result<(), Error> {
-        self.update(SessionUpdate {
-            metadata: Some(metadata.to_vec()),
-            ..SessionUpdate::default()
-        })
-    }
-
-    /// Changes what joining takes; empty for nothing. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn set_password(&self, password: &str) -> Result<(), Error> {
-        self.update(SessionUpdate {
-            password: Some(password.to_owned()),
-            ..SessionUpdate::default()
-        })
-    }
-
-    /// Changes the number of seats. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn set_max_members(&self, max_members: u8) -> Result<(), Error> {
-        self.update(SessionUpdate {
-            max_members: Some(max_members),
-            ..SessionUpdate::default()
-        })
-    }
-
-    fn update(&self, update: SessionUpdate) -> Result<(), Error> {
-        self.perform(|agent, now| agent.update_session(now, update))
-    }
-
-    /// Locks or opens the session. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn set_locked(&self, locked: bool) -> Result<(), Error> {
-        self.perform(|agent, now| agent.set_session_flag(now, session_flags::LOCKED, locked))
-    }
-
-    /// Shows the session in lists, or does not. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn set_listed(&self, listed: bool) -> Result<(), Error> {
-        self.perform(|agent, now| agent.set_session_flag(now, session_flags::LISTED, listed))
-    }
-
-    /// Changes what the other members see of this one.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn set_member_data(&self, data: &[u8]) -> Result<(), Error> {
-        self.perform(|agent, now| agent.update_member(now, data))
-    }
-
-    /// Has this player and a member introduced, after which they try to connect directly.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn introduce(&self, member: SeatId) -> Result<(), Error> {
-        self.perform(|agent, now| agent.introduce(now, Introduce::With(member)))
-    }
-
-    /// Has two members introduced to each other. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn introduce_pair(&self, one: SeatId, other: SeatId) -> Result<(), Error> {
-        self.perform(|agent, now| agent.introduce(now, Introduce::Pair(one, other)))
-    }
-
-    /// Has everybody introduced to everybody. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn introduce_all(&self) -> Result<(), Error> {
-        self.perform(|agent, now| agent.introduce(now, Introduce::All))
-    }
-
-    /// Ends the session for everybody. Only the host may.
-    ///
-    /// # Errors
-    /// As [`Session::kick`].
-    pub fn close(&self) -> Result<(), Error> {
-        let result = self.perform(Agent::close);
-        if result.is_ok() {
-            Driver::finish(&mut self.driver.lock(), End::Left);
-        }
-        result
-    }
-
     /// Leaves and waits until the server has taken notice. Dropping the session leaves without waiting.
     ///
     /// # Errors
     /// As [`Session::kick`].
     pub fn leave(&self) -> Result<(), Error> {
         let result = self.perform(Agent::leave);
-        Driver::finish(&mut self.driver.lock(), End::Left);
+        self.end();
         result
+    }
+
+    fn end(&self) {
+        Driver::finish(&mut self.driver.lock(), End::Left);
+        self.driver.give_port_back();
     }
 
     /// Leaves the server and goes on with the members to whom there is a direct path, each as long as its path holds. They are
@@ -629,13 +532,14 @@ impl Session {
     /// If the seat is gone already: why.
     pub fn suspend(&self) -> Result<Vec<u8>, Error> {
         let ticket = self.ticket()?;
-        Driver::finish(&mut self.driver.lock(), End::Left);
+        self.end();
         Ok(ticket)
     }
 }
 
 impl Drop for Session {
-    /// Leaves without waiting: the first LEAVE is sent before this returns, the thread repeats it for a second.
+    /// Leaves without waiting: the first LEAVE is sent before this returns, the thread repeats it for a second. A port that the
+    /// router forwards is given back; a router that was asked by UPnP is waited for.
     fn drop(&mut self) {
         let mut core = self.driver.lock();
         if core.end.is_none() {
@@ -644,5 +548,8 @@ impl Drop for Session {
             let _ = core.agent.leave(self.driver.now());
             self.driver.flush(&mut core);
         }
+        drop(core);
+        // The program may end before the thread does.
+        self.driver.give_port_back();
     }
 }
