@@ -53,7 +53,7 @@ impl FromStr for Offered {
 #[derive(Parser)]
 struct Arguments {
     /// Servers, of: bare-uring, bare-mmsg (with +gro behind it: trains are received whole), ring, ring+50us, ring+100us, mmsg, mmsg+50us; waypost, with -mmsg, +50us, @N (N sessions,
-    /// whatever --flows says) behind it. TURN servers are named with the load's shape in front: `peer:` (client to a peer that sends back; bare-uring and bare-mmsg too),
+    /// whatever --flows says) behind it. TURN servers are named with the load's shape in front: `peer:` (client to a peer that sends back; bare-uring, with a relay socket per flow, and bare-mmsg too),
     /// `pairs:` (client to client), `peer-ind:`, `pairs-ind:` (the same in indications); behind it waypost (with -mmsg, +50us), coturn,
     /// or a name given by --turn-server.
     #[arg(
