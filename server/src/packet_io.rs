@@ -185,6 +185,13 @@ pub trait PacketIo {
     /// `StorageFull` when [`IoConfig::max_sockets`] sockets are in use, else what the kernel said.
     fn add_socket(&mut self, socket: UdpSocket) -> io::Result<SocketId>;
 
+    /// As [`PacketIo::add_socket`], for a socket that receives in slots of [`IoConfig::wide_slot_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// As there, and `Unsupported` if there are no such slots.
+    fn add_wide_socket(&mut self, socket: UdpSocket) -> io::Result<SocketId>;
+
     /// Stops receiving from a socket. Nothing that it received is delivered any more; what was
     /// staged before still leaves. Its port is free when a later [`PacketIo::turn`] has run (with
     /// io_uring that takes a turn to cancel and a turn to see the end). A stale id does nothing.
@@ -365,6 +372,9 @@ pub struct IoConfig {
     /// Bytes per slot; [`HEADROOM`] of them come off the largest datagram that can be received.
     /// Rounded up to a multiple of 64.
     pub slot_bytes: u32,
+    /// Bytes per slot of the sockets that are added by [`PacketIo::add_wide_socket`], which get as many slots again; rounded
+    /// likewise. 0: none, and no such sockets.
+    pub wide_slot_bytes: u32,
     /// Most sockets at a time, at most [`MAX_SOCKETS`] and (with io_uring) the process's limit of
     /// open files.
     pub max_sockets: u32,
@@ -378,11 +388,12 @@ pub struct IoConfig {
 }
 
 impl Default for IoConfig {
-    /// 2048 slots of 2 KiB, 4096 sockets, 4096 streams, no waiting.
+    /// 2048 slots of 2 KiB, no wide ones, 4096 sockets, 4096 streams, no waiting.
     fn default() -> Self {
         Self {
             slots: 2048,
             slot_bytes: 2048,
+            wide_slot_bytes: 0,
             max_sockets: 4096,
             coalesce_us: 0,
             max_streams: 4096,
@@ -396,6 +407,7 @@ impl IoConfig {
         let ranges = [
             ("slots", self.slots, 1, 32768),
             ("slot_bytes", self.slot_bytes, 128, 65_600),
+            ("wide_slot_bytes", self.wide_slot_bytes, 0, 65_600),
             ("max_sockets", self.max_sockets, 1, MAX_SOCKETS),
             ("coalesce_us", self.coalesce_us, 0, 10_000),
             ("max_streams", self.max_streams, 1, MAX_STREAMS),
@@ -413,6 +425,7 @@ impl IoConfig {
         Ok(Self {
             slots: self.slots.next_power_of_two(),
             slot_bytes: self.slot_bytes.next_multiple_of(64),
+            wide_slot_bytes: self.wide_slot_bytes.next_multiple_of(64),
             ..*self
         })
     }

@@ -38,7 +38,8 @@ use crate::ring::{self, Ring};
 use crate::shard::{EventLoop, NorayTimes, SocketMap};
 use crate::streams::{Staged, Streams, StreamsConfig};
 
-/// Room for 9,216 bytes and what stands before them, in an odd number of cache lines.
+/// Players of noray may send large datagrams: room for 9,216 bytes and what stands before them. The number of cache lines is
+/// odd, so that the beginnings of slots are spread over all sets of a cache.
 const NORAY_SLOT_BYTES: u32 = 145 * 64;
 /// The exit code when something of our own fails; a service manager may start the server again (`EX_SOFTWARE` of sysexits).
 const DIED: i32 = 70;
@@ -114,7 +115,7 @@ impl Server {
                     coalesce_us: config.coalesce_us,
                     max_sockets: descriptors.sockets,
                     max_streams: descriptors.streams,
-                    slot_bytes: slot_bytes(config, index),
+                    wide_slot_bytes: wide_slot_bytes(config, index),
                     ..IoConfig::default()
                 },
                 shard: ShardConfig {
@@ -375,13 +376,12 @@ fn serves_noray(config: &Config, shard: usize) -> bool {
     config.noray.is_some() && Dialect::Noray.shard(config.shard_count) == shard
 }
 
-/// How large a datagram's slot is. Players of noray may send large ones, so its shard has larger slots for all that comes.
-/// The number of cache lines in one is odd, so that the beginnings of slots are spread over all sets of a cache.
-fn slot_bytes(config: &Config, shard: usize) -> u32 {
+/// How large the slots of relay ports of noray are; none where it is not served.
+fn wide_slot_bytes(config: &Config, shard: usize) -> u32 {
     if serves_noray(config, shard) {
         NORAY_SLOT_BYTES
     } else {
-        IoConfig::default().slot_bytes
+        0
     }
 }
 

@@ -200,11 +200,19 @@ impl<P: StreamIo> EventLoop<P> {
             let mut commands = std::mem::take(&mut self.shard.outbox().relay);
             for command in commands.drain(..) {
                 match command {
-                    RelayCommand::Open { socket, at } => {
+                    RelayCommand::Open {
+                        socket,
+                        at,
+                        is_wide,
+                    } => {
                         let opened = bind_udp(at.to_socket_addr(), &UdpOptions::default())
                             .and_then(|bound| {
                                 report_peer_errors(&bound, at.ip().is_ipv6())?;
-                                self.io.add_socket(bound)
+                                if is_wide {
+                                    self.io.add_wide_socket(bound)
+                                } else {
+                                    self.io.add_socket(bound)
+                                }
                             });
                         let outcome = match opened {
                             Ok(id) => {

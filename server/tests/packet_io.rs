@@ -259,6 +259,73 @@ fn cut_datagrams_are_dropped(mut io: impl PacketIo, ip: IpAddr) {
     assert_eq!(io.stats().datagrams_received, 2);
 }
 
+/// A wide socket takes large datagrams, singly and in bulk, and a usual one beside it does not.
+fn wide_sockets_take_large_datagrams(mut io: impl PacketIo, ip: IpAddr) {
+    let (usual, usual_at) = add(&mut io, ip);
+    let socket = open(ip);
+    let wide_at = address(&socket);
+    let wide = io.add_wide_socket(socket).unwrap();
+    let (from, to) = (peer(ip), peer(ip));
+    let header = pattern(HEADROOM, 99);
+    let mut buffer = [0; 10_000];
+    let room = 9280 - HEADROOM;
+    let lens = [9000, 9000, 0, room + 1, 200, 2001, 9000, room, 9000, 9000];
+    for round in 0..200 {
+        from.send_to(&pattern(9000, round), usual_at).unwrap();
+        from.send_to(&pattern(100, round), usual_at).unwrap();
+        for (i, &len) in lens.iter().enumerate() {
+            from.send_to(&pattern(len, round + i), wide_at).unwrap();
+        }
+        let mut fitting = (0..lens.len()).filter(|&i| lens[i] <= room);
+        take(&mut io, lens.len(), |io, mut received| {
+            if received.socket == usual {
+                assert_eq!(io.payload(&received.buf), pattern(100, round));
+                return;
+            }
+            assert_eq!(received.socket, wide);
+            let i = fitting.next().unwrap();
+            assert_eq!(io.payload(&received.buf), pattern(lens[i], round + i));
+            assert_eq!(io.payload_mut(&mut received.buf).len(), lens[i]);
+            let padded = lens[i].next_multiple_of(16);
+            io.resize(&mut received.buf, padded);
+            let strip = padded.min(4);
+            io.forward(received.buf, strip, &header, wide, address(&to));
+        });
+        assert_eq!(fitting.next(), None);
+        flush(&mut io);
+        for (i, &len) in lens.iter().enumerate().filter(|&(_, &len)| len <= room) {
+            let (got, source) = to.recv_from(&mut buffer).unwrap();
+            let mut padded = pattern(len, round + i);
+            padded.resize(len.next_multiple_of(16), 0);
+            assert_eq!(source, wide_at);
+            assert_eq!(&buffer[..HEADROOM], header);
+            assert_eq!(&buffer[HEADROOM..got], &padded[padded.len().min(4)..]);
+        }
+    }
+    assert_eq!(io.stats().truncated_dropped, 2 * 200);
+    io.remove_socket(wide);
+    flush(&mut io);
+    flush(&mut io);
+    assert!(io.socket(wide).is_none());
+    bind_udp(wide_at, &UdpOptions::default()).unwrap();
+}
+
+/// Trains come to a wide socket as the datagrams that they are.
+fn wide_sockets_keep_trains_apart(mut io: impl PacketIo, ip: IpAddr) {
+    let (from, _) = add(&mut io, ip);
+    let through = io.add_wide_socket(open(ip)).unwrap();
+    let to = peer(ip);
+    for round in 0..200 {
+        send_and_forward(&mut io, (from, through), &to, &[204; 16], round);
+    }
+    assert_eq!(io.stats().gro_trains, 0);
+}
+
+fn wide_sockets_need_slots(mut io: impl PacketIo, ip: IpAddr) {
+    let error = io.add_wide_socket(open(ip)).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::Unsupported);
+}
+
 fn a_removed_socket_is_gone(mut io: impl PacketIo, ip: IpAddr) {
     let (id, at) = add(&mut io, ip);
     let from = peer(ip);
@@ -495,6 +562,20 @@ fn small_slots() -> IoConfig {
     }
 }
 
+fn wide_slots() -> IoConfig {
+    IoConfig {
+        wide_slot_bytes: 9280,
+        ..usual()
+    }
+}
+
+fn few_wide_slots() -> IoConfig {
+    IoConfig {
+        wide_slot_bytes: 9280,
+        ..few_slots()
+    }
+}
+
 suite! {
     headers_are_written_in_place: usual;
     trains_keep_their_order: usual;
@@ -502,6 +583,9 @@ suite! {
     few_slots_lose_nothing: few_slots;
     datagrams_that_are_not_taken_stay: few_slots;
     cut_datagrams_are_dropped: small_slots;
+    wide_sockets_take_large_datagrams: few_wide_slots;
+    wide_sockets_keep_trains_apart: wide_slots;
+    wide_sockets_need_slots: usual;
     a_removed_socket_is_gone: usual;
     removing_a_starved_socket_works: few_slots;
     doorbells_end_the_sleep: usual;

@@ -83,12 +83,16 @@ fn burst(
     }
 }
 
-fn allocates_nothing(mut io: impl PacketIo) {
+fn allocates_nothing(mut io: impl PacketIo, is_wide: bool) {
     let local: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let options = UdpOptions::default();
     let socket = bind_udp(local, &options).unwrap();
     let at = socket.local_addr().unwrap();
-    io.add_socket(socket).unwrap();
+    if is_wide {
+        io.add_wide_socket(socket).unwrap();
+    } else {
+        io.add_socket(socket).unwrap();
+    }
     let from = UdpSocket::bind(local).unwrap();
     let to: Vec<_> = (0..7).map(|_| UdpSocket::bind(local).unwrap()).collect();
     let addresses: Vec<_> = to
@@ -118,22 +122,24 @@ fn allocates_nothing(mut io: impl PacketIo) {
     assert!(io.stats().gso_trains > 0);
 }
 
+fn config() -> IoConfig {
+    IoConfig {
+        coalesce_us: 20,
+        wide_slot_bytes: 9280,
+        ..IoConfig::default()
+    }
+}
+
 #[test]
 fn the_ring_allocates_nothing() {
-    let config = IoConfig {
-        coalesce_us: 20,
-        ..IoConfig::default()
-    };
-    allocates_nothing(Ring::new(&config).unwrap());
+    allocates_nothing(Ring::new(&config()).unwrap(), false);
+    allocates_nothing(Ring::new(&config()).unwrap(), true);
 }
 
 #[test]
 fn mmsg_allocates_nothing() {
-    let config = IoConfig {
-        coalesce_us: 20,
-        ..IoConfig::default()
-    };
-    allocates_nothing(Mmsg::new(&config).unwrap());
+    allocates_nothing(Mmsg::new(&config()).unwrap(), false);
+    allocates_nothing(Mmsg::new(&config()).unwrap(), true);
 }
 
 const MAIN: SocketIndex = SocketIndex(0);

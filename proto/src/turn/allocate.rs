@@ -298,7 +298,11 @@ impl TurnService {
         self.opening.insert(socket, opening);
         self.await_one_more(opening.allocation);
         let at = self.bind_addr(opening.family, opening.port);
-        step.out.relay.push(RelayCommand::Open { socket, at });
+        step.out.relay.push(RelayCommand::Open {
+            socket,
+            at,
+            is_wide: false,
+        });
     }
 
     /// How many sockets an allocation waits for.

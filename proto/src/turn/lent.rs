@@ -45,7 +45,11 @@ impl TurnService {
     /// Asks for a port to be opened. The outcome is not told to this service.
     pub fn open_lent(&self, out: &mut Outbox, socket: SocketIndex, port: u16) {
         let at = self.bind_addr(Family::V4, port);
-        out.relay.push(RelayCommand::Open { socket, at });
+        out.relay.push(RelayCommand::Open {
+            socket,
+            at,
+            is_wide: false,
+        });
     }
 
     /// Closes a port that was opened.

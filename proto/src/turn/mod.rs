@@ -159,6 +159,8 @@ pub enum RelayCommand {
         socket: SocketIndex,
         /// Where to bind it.
         at: Addr,
+        /// Whether datagrams larger than the path's usual MTU are to be expected.
+        is_wide: bool,
     },
     /// Close it.
     Close {

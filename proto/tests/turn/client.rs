@@ -144,7 +144,7 @@ impl Server {
             }
             for command in commands {
                 match command {
-                    RelayCommand::Open { socket, at } => {
+                    RelayCommand::Open { socket, at, .. } => {
                         let outcome = if self.exhausted {
                             Err(RelayRefusal::Impossible)
                         } else if self.in_use.contains(&at.port()) {

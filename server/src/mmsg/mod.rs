@@ -27,7 +27,7 @@ use crate::packet_io::{
 };
 use recv::Receiver;
 use send::Sender;
-use slots::Slots;
+use slots::DatagramSlots;
 use streams::Streams;
 use sys::Epoll;
 
@@ -41,10 +41,11 @@ const DOORBELL: u64 = u64::MAX;
 /// Packet input and output of one shard over recvmmsg and sendmmsg.
 #[derive(Debug)]
 pub struct Mmsg {
-    sockets: SocketTable<()>,
+    /// Each with whether it receives in wide slots.
+    sockets: SocketTable<bool>,
     epoll: Epoll,
     doorbell: Arc<File>,
-    slots: Slots,
+    slots: DatagramSlots,
     receiver: Receiver,
     sender: Sender,
     staged: Trains,
@@ -84,12 +85,13 @@ impl Mmsg {
         epoll
             .add(&*doorbell, DOORBELL)
             .map_err(limit("epoll_ctl"))?;
+        let slots = DatagramSlots::new(&config);
         Ok(Self {
             sockets: SocketTable::new(config.max_sockets),
             epoll,
             doorbell,
-            slots: Slots::new(config.slots, config.slot_bytes),
-            receiver: Receiver::new(config.slots as usize),
+            receiver: Receiver::new(config.slots as usize * if slots.has_wide() { 2 } else { 1 }),
+            slots,
             sender: Sender::new(),
             staged: Trains::new(STAGED),
             arena: Bump::new(),
@@ -102,6 +104,20 @@ impl Mmsg {
             max_streams: config.max_streams,
             streams: None,
         })
+    }
+
+    fn add(&mut self, socket: UdpSocket, is_wide: bool) -> io::Result<SocketId> {
+        let id = self.sockets.insert(socket, self.gso, is_wide)?;
+        let added = match self.sockets.get(id) {
+            Some(entry) => self.epoll.add(&entry.socket, u64::from(id.to_raw())),
+            None => Ok(()),
+        };
+        if let Err(error) = added {
+            self.sockets.retire(id);
+            self.sockets.free(id);
+            return Err(error);
+        }
+        Ok(id)
     }
 
     /// Sends what is staged; afterwards nothing refers to slots or arena any more.
@@ -133,9 +149,9 @@ impl Mmsg {
     /// Writes a header before a received payload, and makes room for it among what is staged.
     fn reframe(&mut self, buf: RecvBuf, strip: usize, header: &[u8]) -> (*const u8, u32) {
         self.make_room();
-        let slot = buf.slot(self.stamp);
+        let (memory, slot) = self.slots.slot_mut(buf.slot(self.stamp));
         // SAFETY: the stamp proves that the slot was handed out in this turn.
-        unsafe { self.slots.memory.reframe(slot, buf.len(), strip, header) }
+        unsafe { memory.reframe(slot, buf.len(), strip, header) }
     }
 
     fn make_room(&mut self) {
@@ -147,17 +163,14 @@ impl Mmsg {
 
 impl PacketIo for Mmsg {
     fn add_socket(&mut self, socket: UdpSocket) -> io::Result<SocketId> {
-        let id = self.sockets.insert(socket, self.gso, ())?;
-        let added = match self.sockets.get(id) {
-            Some(entry) => self.epoll.add(&entry.socket, u64::from(id.to_raw())),
-            None => Ok(()),
-        };
-        if let Err(error) = added {
-            self.sockets.retire(id);
-            self.sockets.free(id);
-            return Err(error);
+        self.add(socket, false)
+    }
+
+    fn add_wide_socket(&mut self, socket: UdpSocket) -> io::Result<SocketId> {
+        if !self.slots.has_wide() {
+            return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(id)
+        self.add(socket, true)
     }
 
     fn remove_socket(&mut self, id: SocketId) {
@@ -233,24 +246,24 @@ impl PacketIo for Mmsg {
 
     #[inline]
     fn payload<'a>(&'a self, buf: &'a RecvBuf) -> &'a [u8] {
-        let slot = buf.slot(self.stamp);
+        let (memory, slot) = self.slots.slot(buf.slot(self.stamp));
         // SAFETY: the stamp proves that the slot was handed out in this turn.
-        unsafe { self.slots.memory.payload(slot, buf.len()) }
+        unsafe { memory.payload(slot, buf.len()) }
     }
 
     #[inline]
     fn payload_mut<'a>(&'a mut self, buf: &'a mut RecvBuf) -> &'a mut [u8] {
-        let slot = buf.slot(self.stamp);
+        let (memory, slot) = self.slots.slot_mut(buf.slot(self.stamp));
         // SAFETY: the stamp proves that the slot was handed out in this turn.
-        unsafe { self.slots.memory.payload_mut(slot, buf.len()) }
+        unsafe { memory.payload_mut(slot, buf.len()) }
     }
 
     #[inline]
     fn resize(&mut self, buf: &mut RecvBuf, len: usize) {
         if len > buf.len() {
-            let slot = buf.slot(self.stamp);
+            let (memory, slot) = self.slots.slot_mut(buf.slot(self.stamp));
             // SAFETY: the stamp proves that the slot was handed out in this turn.
-            unsafe { self.slots.memory.zero(slot, buf.len(), len) };
+            unsafe { memory.zero(slot, buf.len(), len) };
         }
         buf.set_len(len);
     }

@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use super::error_queue::drain;
-use super::slots::Slots;
+use super::slots::DatagramSlots;
 use super::streams::Streams;
 use super::sys::Epoll;
 use super::{DOORBELL, TOKEN_BITS};
@@ -112,8 +112,8 @@ impl Receiver {
         &mut self,
         epoll: &Epoll,
         timeout: Option<Duration>,
-        slots: &mut Slots,
-        sockets: &SocketTable<()>,
+        slots: &mut DatagramSlots,
+        sockets: &SocketTable<bool>,
         mut streams: Option<&mut Streams>,
         stats: &mut IoStats,
     ) -> io::Result<bool> {
@@ -149,10 +149,11 @@ impl Receiver {
     fn receive_from(
         &mut self,
         id: SocketId,
-        entry: &SocketEntry<()>,
-        slots: &mut Slots,
+        entry: &SocketEntry<bool>,
+        slots: &mut DatagramSlots,
         stats: &mut IoStats,
     ) {
+        let (slots, mark) = slots.of(entry.extra);
         let mut offered = 0;
         while offered < PER_CALL
             && let Some(slot) = slots.nth_free(offered)
@@ -201,7 +202,7 @@ impl Receiver {
                 let arrival = Arrival {
                     socket: id,
                     from,
-                    slot,
+                    slot: slot | mark,
                     len: header.msg_len,
                 };
                 self.arrivals.push_back(arrival);

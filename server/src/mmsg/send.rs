@@ -70,7 +70,7 @@ impl Sender {
     pub(super) fn flush(
         &mut self,
         staged: &Trains,
-        sockets: &mut SocketTable<()>,
+        sockets: &mut SocketTable<bool>,
         stats: &mut IoStats,
     ) {
         let trains = staged.trains();
@@ -157,7 +157,7 @@ impl Sender {
         &mut self,
         staged: &Trains,
         id: crate::packet_io::SocketId,
-        sockets: &mut SocketTable<()>,
+        sockets: &mut SocketTable<bool>,
         stats: &mut IoStats,
     ) {
         let Some(entry) = sockets.get_any_mut(id) else {

@@ -8,6 +8,9 @@ use std::ptr::NonNull;
 
 use crate::packet_io::HEADROOM;
 
+/// A slot of wide sockets among a backend's.
+pub(crate) const WIDE: u32 = 1 << 30;
+
 const PAGE_BYTES: usize = 4096;
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 

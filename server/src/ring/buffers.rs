@@ -18,6 +18,8 @@ pub(super) const GROUP: u16 = 0;
 pub(super) const STREAM_GROUP: u16 = 1;
 /// The buffer group of trains.
 pub(super) const TRAIN_GROUP: u16 = 2;
+/// The buffer group of the datagrams of wide sockets.
+pub(super) const WIDE_GROUP: u16 = 3;
 
 #[derive(Debug)]
 pub(super) struct Buffers {

@@ -3,8 +3,8 @@
 //! A socket at which equal datagrams of one source follow each other is given large slots: the kernel puts a whole train into
 //! one, for little more than the price of a datagram. If no trains come after all (their sender or the network has none), it
 //! gets small slots again, and the next attempt waits longer. The datagrams of a train are copied, each into a small slot of
-//! its own, so that nobody need know how they came; the copy is a hundredth of what the kernel saves. It never looks at what
-//! the bytes mean.
+//! its own, so that nobody need know how they came; the copy is a hundredth of what the kernel saves. Wide sockets never
+//! get trains. It never looks at what the bytes mean.
 
 use std::io;
 use std::mem::zeroed;
@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use io_uring::{Submitter, opcode, squeue, types};
 
 use super::buffers::{Buffers, TRAIN_GROUP};
-use super::recv::{Arrival, NAME_BYTES, RECVMSG_OUT_BYTES, Unusable};
+use super::recv::{Arrival, NAME_BYTES, RECVMSG_OUT_BYTES, SlotKind, Unusable};
 use super::token::Token;
 use crate::mmsg::slot_memory::SlotMemory;
 use crate::mmsg::sys::set_option;
@@ -219,7 +219,7 @@ impl Gro {
         let group = TRAIN_GROUP;
         opcode::RecvMsgMulti::new(types::Fixed(id.index()), &raw const *self.template, group)
             .build()
-            .user_data(Token::ReceiveTrain(id).pack())
+            .user_data(Token::Receive(id, SlotKind::Large).pack())
     }
 
     /// Payload bytes in a large slot, from a receive's result.

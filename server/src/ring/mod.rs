@@ -30,17 +30,17 @@ pub use setup::probe;
 
 use crate::mmsg::error_queue::drain;
 use crate::mmsg::send::Refused;
-use crate::mmsg::slot_memory::SlotMemory;
+use crate::mmsg::slot_memory::{SlotMemory, WIDE};
 use crate::mmsg::sys;
 use crate::packet_io::{
     Doorbell, IoConfig, IoStats, Pace, PacketIo, PeerError, PeerErrors, Received, RecvBuf,
     SetupError, SocketId, SocketTable, TURN_DATAGRAMS, Trains, TurnStamp, Wait, WireAddr,
     kernel_corrupts_trains,
 };
-use buffers::{Buffers, GROUP};
+use buffers::{Buffers, GROUP, WIDE_GROUP};
 use gro::{COPY, Change, Gro};
 use queue::Queue;
-use recv::{Arrival, MOST_ERRORS_IN_ROW, Receive, Receiver, Unusable};
+use recv::{Arrival, MOST_ERRORS_IN_ROW, Receive, Receiver, SlotKind, Unusable};
 use send::Messages;
 use streams::Streams;
 use token::Token;
@@ -72,6 +72,8 @@ pub struct Ring {
 struct State {
     sockets: SocketTable<Receive>,
     buffers: Buffers,
+    /// The slots of wide sockets.
+    wide: Option<Buffers>,
     /// Made when the first socket gets trains, and kept as long as the queue.
     gro: Option<Box<Gro>>,
     receiver: Receiver,
@@ -117,13 +119,16 @@ impl Ring {
         if coalesce_us > 0 {
             sys::sharpen_timers();
         }
+        let has_wide = config.wide_slot_bytes > 0;
+        let wide = has_wide.then(|| Buffers::new(config.slots, config.wide_slot_bytes));
         let ring = Self {
             queue,
             state: State {
                 sockets: SocketTable::new(config.max_sockets),
                 buffers: Buffers::new(config.slots, config.slot_bytes),
+                wide,
                 gro: None,
-                receiver: Receiver::new(config.slots),
+                receiver: Receiver::new(config.slots * if has_wide { 2 } else { 1 }),
                 staged: Trains::new(STAGED),
                 finished: Vec::new(),
                 doorbell_armed: false,
@@ -144,12 +149,34 @@ impl Ring {
             max_streams: config.max_streams,
         };
         let submitter = ring.queue.submitter();
-        // SAFETY: the buffers outlive the queue, see the order of the fields.
-        unsafe { ring.state.buffers.register(&submitter, GROUP) }.map_err(setup::refused(
-            "io_uring_register (buffer ring)",
-            "raise the memory limit or lower the number of receive slots",
-        ))?;
+        let wide = ring.state.wide.as_ref().map(|wide| (wide, WIDE_GROUP));
+        for (buffers, group) in [(&ring.state.buffers, GROUP)].into_iter().chain(wide) {
+            // SAFETY: the buffers outlive the queue, see the order of the fields.
+            unsafe { buffers.register(&submitter, group) }.map_err(setup::refused(
+                "io_uring_register (buffer ring)",
+                "raise the memory limit or lower the number of receive slots",
+            ))?;
+        }
         Ok(ring)
+    }
+
+    fn add(&mut self, socket: UdpSocket, is_wide: bool) -> io::Result<SocketId> {
+        let fd = socket.as_raw_fd();
+        let receive = Receive {
+            is_wide,
+            ..Receive::default()
+        };
+        let id = self.state.sockets.insert(socket, self.gso, receive)?;
+        let files = self
+            .queue
+            .submitter()
+            .register_files_update(id.index(), &[fd]);
+        if let Err(error) = files.map(drop).and_then(|()| self.arm(id)) {
+            self.state.sockets.retire(id);
+            self.state.sockets.free(id);
+            return Err(error);
+        }
+        Ok(id)
     }
 
     /// Deals with all completions that are there.
@@ -257,11 +284,7 @@ impl Ring {
             let entry = self.state.sockets.get_any_mut(id);
             let receive = entry.map(|entry| entry.extra).unwrap_or_default();
             if receive.armed {
-                let token = if receive.armed_large {
-                    Token::ReceiveTrain(id)
-                } else {
-                    Token::Receive(id)
-                };
+                let token = Token::Receive(id, receive.armed_for);
                 let cancel = opcode::AsyncCancel::new(token.pack())
                     .build()
                     .user_data(Token::Cancel.pack());
@@ -307,7 +330,9 @@ impl Ring {
         let Some(entry) = state.sockets.get_any_mut(id) else {
             return false;
         };
-        if entry.extra.habit.is_large() && !entry.extra.armed_large {
+        let begins_trains =
+            entry.extra.wants() == SlotKind::Large && entry.extra.armed_for != SlotKind::Large;
+        if begins_trains {
             if state.gro.is_none() {
                 let slot_bytes = state.buffers.memory.slot_bytes();
                 // SAFETY: it is kept until the queue is gone, see the order of the fields.
@@ -318,10 +343,8 @@ impl Ring {
                 entry.extra.habit.give_up();
             }
         }
-        match &state.gro {
-            Some(gro) if entry.extra.habit.is_large() => gro.buffers.has_available(),
-            _ => state.buffers.has_available(),
-        }
+        let kind = entry.extra.wants();
+        state.buffers(kind).is_some_and(|b| b.has_available())
     }
 
     fn arm(&mut self, id: SocketId) -> io::Result<()> {
@@ -329,15 +352,15 @@ impl Ring {
         let Some(entry) = state.sockets.get_any_mut(id) else {
             return Ok(());
         };
-        let is_large = entry.extra.habit.is_large();
+        let kind = entry.extra.wants();
         let request = match &state.gro {
-            Some(gro) if is_large => gro.request(id),
-            _ => state.receiver.request(id),
+            Some(gro) if kind == SlotKind::Large => gro.request(id),
+            _ => state.receiver.request(id, kind),
         };
         // SAFETY: the templates live in the receiver and in what is made once, which outlive the queue.
         unsafe { self.queue.push(&request)? };
         entry.extra.armed = true;
-        entry.extra.armed_large = is_large;
+        entry.extra.armed_for = kind;
         entry.extra.armed_in_turn = state.stats.turns;
         Ok(())
     }
@@ -359,8 +382,7 @@ impl Ring {
     fn prepare(&mut self) -> io::Result<()> {
         if !self.state.staged.is_empty() {
             self.push_staged()?;
-            let hungry = !self.state.receiver.ended.is_empty() || self.state.buffers.runs_short();
-            if hungry {
+            if !self.state.receiver.ended.is_empty() || self.state.runs_short() {
                 self.queue.submit()?;
                 self.reap()?;
                 self.forget_staged();
@@ -372,7 +394,7 @@ impl Ring {
         }
         if self.state.staged.is_empty() {
             self.arena.reset();
-            self.state.buffers.give_back();
+            self.state.give_back();
             self.close_finished()?;
         }
         self.rearm()?;
@@ -413,8 +435,7 @@ impl State {
     #[inline]
     fn complete(&mut self, cqe: &cqueue::Entry) {
         match Token::unpack(cqe.user_data()) {
-            Some(Token::Receive(id)) => self.complete_receive(id, cqe),
-            Some(Token::ReceiveTrain(id)) => self.complete_train(id, cqe),
+            Some(Token::Receive(id, kind)) => self.complete_receive(id, kind, cqe),
             Some(Token::Single { train, segment }) => {
                 self.refuse(train, Some(segment), -cqe.result());
             }
@@ -442,58 +463,69 @@ impl State {
     }
 
     #[inline]
-    fn complete_receive(&mut self, id: SocketId, cqe: &cqueue::Entry) {
-        let payload_bytes = recv::payload_bytes(cqe.result());
-        if let Some(slot) = cqueue::buffer_select(cqe.flags()) {
-            self.buffers.taken();
+    fn complete_receive(&mut self, socket: SocketId, kind: SlotKind, cqe: &cqueue::Entry) {
+        let payload_bytes = if kind == SlotKind::Large {
+            Gro::payload_bytes(cqe.result())
+        } else {
+            recv::payload_bytes(cqe.result())
+        };
+        let slot = cqueue::buffer_select(cqe.flags());
+        if let (Some(slot), Some(buffers)) = (slot, self.buffers(kind)) {
+            buffers.taken();
             match payload_bytes {
                 Ok(len) => self.receiver.arrived(Arrival {
-                    socket: id,
+                    socket,
                     slot,
-                    is_large: false,
+                    kind,
                     len,
                 }),
-                Err(_) => self.buffers.borrow_for_turn(slot),
+                Err(_) => buffers.borrow_for_turn(slot),
             }
         }
         if !cqueue::more(cqe.flags()) {
-            self.receive_ended(id, payload_bytes.err());
-        }
-    }
-
-    fn complete_train(&mut self, id: SocketId, cqe: &cqueue::Entry) {
-        let payload_bytes = Gro::payload_bytes(cqe.result());
-        if let (Some(slot), Some(gro)) = (cqueue::buffer_select(cqe.flags()), &mut self.gro) {
-            gro.buffers.taken();
-            match payload_bytes {
-                Ok(len) => self.receiver.arrived(Arrival {
-                    socket: id,
-                    slot,
-                    is_large: true,
-                    len,
-                }),
-                Err(_) => gro.buffers.borrow_for_turn(slot),
-            }
-        }
-        if !cqueue::more(cqe.flags()) {
-            self.receive_ended(id, payload_bytes.err());
+            self.receive_ended(socket, payload_bytes.err());
         }
     }
 
     /// The memory that a slot lies in, and its number there.
     #[inline]
     fn slot(&self, slot: u32) -> (&SlotMemory, u32) {
-        match &self.gro {
-            Some(gro) if slot & COPY != 0 => (&gro.copies, slot & !COPY),
+        match (&self.wide, &self.gro) {
+            (Some(wide), _) if slot & WIDE != 0 => (&wide.memory, slot & !WIDE),
+            (_, Some(gro)) if slot & COPY != 0 => (&gro.copies, slot & !COPY),
             _ => (&self.buffers.memory, slot),
         }
     }
 
     #[inline]
     fn slot_mut(&mut self, slot: u32) -> (&mut SlotMemory, u32) {
-        match &mut self.gro {
-            Some(gro) if slot & COPY != 0 => (&mut gro.copies, slot & !COPY),
+        match (&mut self.wide, &mut self.gro) {
+            (Some(wide), _) if slot & WIDE != 0 => (&mut wide.memory, slot & !WIDE),
+            (_, Some(gro)) if slot & COPY != 0 => (&mut gro.copies, slot & !COPY),
             _ => (&mut self.buffers.memory, slot),
+        }
+    }
+
+    /// The slots of a kind, once there are any.
+    #[inline]
+    fn buffers(&mut self, kind: SlotKind) -> Option<&mut Buffers> {
+        match kind {
+            SlotKind::Small => Some(&mut self.buffers),
+            SlotKind::Wide => self.wide.as_mut(),
+            SlotKind::Large => self.gro.as_mut().map(|gro| &mut gro.buffers),
+        }
+    }
+
+    /// Whether the kernel would run short if this turn's slots, which are sent from, stayed away for a sleep.
+    fn runs_short(&self) -> bool {
+        self.buffers.runs_short() || self.wide.as_ref().is_some_and(Buffers::runs_short)
+    }
+
+    /// Gives back the slots that nothing is sent from any more.
+    fn give_back(&mut self) {
+        self.buffers.give_back();
+        if let Some(wide) = &mut self.wide {
+            wide.give_back();
         }
     }
 
@@ -507,15 +539,21 @@ impl State {
                 return Some(datagram);
             }
             let arrival = self.receiver.arrivals.pop_front()?;
-            if arrival.is_large {
-                self.unpack(&arrival);
-                continue;
-            }
-            self.buffers.borrow_for_turn(arrival.slot);
+            let (buffers, mark) = match (arrival.kind, &mut self.wide) {
+                (SlotKind::Small, _) => (&mut self.buffers, 0),
+                (SlotKind::Wide, Some(wide)) => (wide, WIDE),
+                _ => {
+                    self.unpack(&arrival);
+                    continue;
+                }
+            };
+            buffers.borrow_for_turn(arrival.slot);
             let Some(entry) = self.sockets.get_mut(arrival.socket) else {
                 continue;
             };
-            match recv::sender(&self.buffers, &arrival) {
+            let slot = u32::from(arrival.slot) | mark;
+            match recv::sender(buffers, &arrival) {
+                Ok(from) if mark != 0 => return Some((arrival.socket, from, slot, arrival.len)),
                 Ok(from) => {
                     let this = Some((arrival.socket, from, arrival.len));
                     let follows = self.receiver.last == this;
@@ -523,7 +561,7 @@ impl State {
                     if entry.extra.habit.datagram(follows) == Change::Rearm {
                         self.receiver.changing.push(arrival.socket);
                     }
-                    return Some((arrival.socket, from, arrival.slot.into(), arrival.len));
+                    return Some((arrival.socket, from, slot, arrival.len));
                 }
                 Err(unusable) => self.stats.unusable(&unusable),
             }
@@ -625,21 +663,14 @@ impl State {
 
 impl PacketIo for Ring {
     fn add_socket(&mut self, socket: UdpSocket) -> io::Result<SocketId> {
-        let fd = socket.as_raw_fd();
-        let id = self
-            .state
-            .sockets
-            .insert(socket, self.gso, Receive::default())?;
-        let files = self
-            .queue
-            .submitter()
-            .register_files_update(id.index(), &[fd]);
-        if let Err(error) = files.map(drop).and_then(|()| self.arm(id)) {
-            self.state.sockets.retire(id);
-            self.state.sockets.free(id);
-            return Err(error);
+        self.add(socket, false)
+    }
+
+    fn add_wide_socket(&mut self, socket: UdpSocket) -> io::Result<SocketId> {
+        if self.state.wide.is_none() {
+            return Err(io::ErrorKind::Unsupported.into());
         }
-        Ok(id)
+        self.add(socket, true)
     }
 
     fn remove_socket(&mut self, id: SocketId) {
@@ -667,7 +698,7 @@ impl PacketIo for Ring {
         }
         if !self.state.staged.is_empty() {
             self.forget_staged();
-            self.state.buffers.give_back();
+            self.state.give_back();
             self.close_finished()?;
         }
         self.state.stats.enters = self.queue.enters;

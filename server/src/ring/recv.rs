@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 use io_uring::{opcode, squeue, types};
 
-use super::buffers::{Buffers, GROUP};
+use super::buffers::{Buffers, GROUP, WIDE_GROUP};
 use super::gro::Habit;
 use super::token::Token;
 use crate::packet_io::{HEADROOM, SocketId, WireAddr};
@@ -24,20 +24,47 @@ pub(super) const NAME_BYTES: usize = 32;
 const _: () = assert!(RECVMSG_OUT_BYTES + NAME_BYTES == HEADROOM);
 const _: () = assert!(NAME_BYTES >= size_of::<libc::sockaddr_in6>());
 
+/// The slots that a receive fills.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum SlotKind {
+    /// For datagrams of usual size.
+    #[default]
+    Small,
+    /// For those of wide sockets.
+    Wide,
+    /// For trains.
+    Large,
+}
+
 /// What the ring remembers of a socket.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Receive {
     /// The kernel has the receive request.
     pub(super) armed: bool,
-    /// Whether it has large slots.
-    pub(super) armed_large: bool,
+    /// The slots that its last receive filled.
+    pub(super) armed_for: SlotKind,
     /// The turn that armed it.
     pub(super) armed_in_turn: u64,
     /// Receives in a row that an error, other than a lack of slots, ended in the turn that armed
     /// them.
     pub(super) errors_in_row: u16,
+    /// It always receives in wide slots.
+    pub(super) is_wide: bool,
     /// Whether its datagrams come in trains.
     pub(super) habit: Habit,
+}
+
+impl Receive {
+    /// The slots that its next receive is to fill.
+    pub(super) fn wants(self) -> SlotKind {
+        if self.is_wide {
+            SlotKind::Wide
+        } else if self.habit.is_large() {
+            SlotKind::Large
+        } else {
+            SlotKind::Small
+        }
+    }
 }
 
 /// A socket whose receive fails this often in a row is left alone: it would spin.
@@ -48,8 +75,7 @@ pub(super) const MOST_ERRORS_IN_ROW: u16 = 1000;
 pub(super) struct Arrival {
     pub(super) socket: SocketId,
     pub(super) slot: u16,
-    /// The slot is a large one.
-    pub(super) is_large: bool,
+    pub(super) kind: SlotKind,
     pub(super) len: u32,
 }
 
@@ -82,11 +108,16 @@ impl Receiver {
         }
     }
 
-    /// The request that arms a socket's receive. It refers to this value's template.
-    pub(super) fn request(&self, id: SocketId) -> squeue::Entry {
-        opcode::RecvMsgMulti::new(types::Fixed(id.index()), &raw const *self.template, GROUP)
+    /// The request that arms a socket's receive in small or wide slots. It refers to this value's template.
+    pub(super) fn request(&self, id: SocketId, kind: SlotKind) -> squeue::Entry {
+        let group = if kind == SlotKind::Wide {
+            WIDE_GROUP
+        } else {
+            GROUP
+        };
+        opcode::RecvMsgMulti::new(types::Fixed(id.index()), &raw const *self.template, group)
             .build()
-            .user_data(Token::Receive(id).pack())
+            .user_data(Token::Receive(id, kind).pack())
     }
 
     #[inline]

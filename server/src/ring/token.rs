@@ -1,13 +1,12 @@
 //! The `user_data` of our requests: what a completion is about, packed into 64 bits.
 
+use super::recv::SlotKind;
 use crate::packet_io::{ListenerId, SocketId, StreamId};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Token {
-    /// A multishot receive.
-    Receive(SocketId),
-    /// A multishot receive with room for trains.
-    ReceiveTrain(SocketId),
+    /// A multishot receive, and the slots that it fills.
+    Receive(SocketId, SlotKind),
     /// The cancellation of a receive.
     Cancel,
     /// A staged datagram: its train and its segment. Only failures complete.
@@ -34,7 +33,14 @@ impl Token {
     #[inline]
     pub(super) fn pack(self) -> u64 {
         let (kind, rest) = match self {
-            Self::Receive(id) => (1, u64::from(id.to_raw())),
+            Self::Receive(id, kind) => {
+                let number = match kind {
+                    SlotKind::Small => 1,
+                    SlotKind::Wide => 10,
+                    SlotKind::Large => 11,
+                };
+                (number, u64::from(id.to_raw()))
+            }
             Self::Cancel => (2, 0),
             Self::Single { train, segment } => {
                 (3, u64::from(train) << INDEX_BITS | u64::from(segment))
@@ -45,16 +51,16 @@ impl Token {
             Self::Accept(listener) => (7, u64::from(listener.index())),
             Self::StreamReceive(stream) => (8, u64::from(stream.to_raw())),
             Self::StreamSend(stream) => (9, u64::from(stream.to_raw())),
-            Self::ReceiveTrain(id) => (10, u64::from(id.to_raw())),
         };
         kind << KIND_SHIFT | rest
     }
 
     #[inline]
     pub(super) fn unpack(user_data: u64) -> Option<Self> {
+        let receive = |kind| Self::Receive(SocketId::from_raw(user_data as u32), kind);
         let low = (user_data & INDEX_MASK) as u32;
         Some(match user_data >> KIND_SHIFT {
-            1 => Self::Receive(SocketId::from_raw(user_data as u32)),
+            1 => receive(SlotKind::Small),
             2 => Self::Cancel,
             3 => {
                 let train = (user_data >> INDEX_BITS & INDEX_MASK) as u32;
@@ -69,7 +75,8 @@ impl Token {
             7 => Self::Accept(ListenerId::new(user_data as u16)),
             8 => Self::StreamReceive(StreamId::from_raw(user_data as u32)),
             9 => Self::StreamSend(StreamId::from_raw(user_data as u32)),
-            10 => Self::ReceiveTrain(SocketId::from_raw(user_data as u32)),
+            10 => receive(SlotKind::Wide),
+            11 => receive(SlotKind::Large),
             _ => return None,
         })
     }
@@ -82,8 +89,9 @@ mod tests {
     #[test]
     fn tokens_survive_the_trip_through_the_kernel() {
         for token in [
-            Token::Receive(SocketId::from_raw(u32::MAX)),
-            Token::ReceiveTrain(SocketId::from_raw(u32::MAX)),
+            Token::Receive(SocketId::from_raw(u32::MAX), SlotKind::Small),
+            Token::Receive(SocketId::from_raw(u32::MAX), SlotKind::Wide),
+            Token::Receive(SocketId::from_raw(u32::MAX), SlotKind::Large),
             Token::Cancel,
             Token::Single {
                 train: 1023,

@@ -144,7 +144,11 @@ impl Relays {
         self.by_player.insert(player, socket);
         self.opening.insert(socket);
         let at = Addr::from_ip_port(self.rules.ip, number);
-        desk.out.relay.push(RelayCommand::Open { socket, at });
+        desk.out.relay.push(RelayCommand::Open {
+            socket,
+            at,
+            is_wide: true,
+        });
         let port = Port {
             player,
             number,
@@ -181,7 +185,11 @@ impl Relays {
             if let Some(number) = next {
                 port.tries_left -= 1;
                 let at = Addr::from_ip_port(self.rules.ip, number);
-                desk.out.relay.push(RelayCommand::Open { socket, at });
+                desk.out.relay.push(RelayCommand::Open {
+                    socket,
+                    at,
+                    is_wide: true,
+                });
                 return;
             }
             self.opening.remove(&socket);
