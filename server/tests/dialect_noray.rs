@@ -487,6 +487,19 @@ fn the_newer_framing_is_accepted_and_more_can_be_asked_for() {
     assert_eq!(client.line(), r#"error connect "Unknown host oid: no""#);
     client.send("connect?5 no\n");
     assert_eq!(client.line(), r#"connect!5 "Unknown host oid: no""#);
+    // A line end in quotes is a byte like others, and comes back escaped.
+    client.send("\"connect?6\" \"no\nregister-host\n \\\" one\"\n");
+    let told = r#"connect!6 "Unknown host oid: no\nregister-host\n \" one""#;
+    assert_eq!(client.line(), told);
+    client.send("echo \"two\nlines\"\n");
+    assert_eq!(client.line(), "echo \"two");
+    assert_eq!(client.line(), "lines\"");
+    // A quote within a word is none.
+    client.send(format!("connect a\"b\nconnect {oid}\n"));
+    assert_eq!(client.line(), r#"error connect "Unknown host oid: a\"b""#);
+    for _ in 0..2 {
+        assert_eq!(client.line(), format!("connect {}", game.addr()));
+    }
 }
 
 #[test]

@@ -146,8 +146,12 @@ fn trains_are_taken_whole(mut io: impl PacketIo, ip: IpAddr) {
     }
     send_and_forward(&mut io, way, &to, &[100], 0);
     assert_eq!(io.stats().truncated_dropped, dropped + 3);
-    for round in 0..1000 {
-        send_and_forward(&mut io, way, &to, &[200], round);
+    // Each is longer than the one before, and so in no train with it.
+    let growing: Vec<usize> = (200..216).collect();
+    for round in 0..1100 {
+        send_and_forward(&mut io, way, &to, &growing, round);
+        // It changes its slots while nothing waits in its socket.
+        flush(&mut io);
     }
     let trains = io.stats().gro_trains;
     for round in 0..20 {
@@ -626,10 +630,17 @@ fn again_with_a_small_mtu(test: &str) {
         .status();
     match status.map(|status| status.code()) {
         Ok(Some(0)) => {}
-        Ok(Some(1 | 77)) if !may_make_namespaces() => eprintln!("skipped: no network namespaces"),
-        Err(error) => eprintln!("skipped: {error}"),
+        Ok(Some(1 | 77)) if !may_make_namespaces() => skipped("no network namespaces"),
+        Err(error) => skipped(&format!("unshare: {error}")),
         other => panic!("{other:?}"),
     }
+}
+
+/// Continuous integration may make namespaces and says so.
+fn skipped(why: &str) {
+    let required = std::env::var_os("WAYPOST_NATLAB_REQUIRED");
+    assert!(required.is_none(), "must not be skipped here: {why}");
+    eprintln!("skipped: {why}");
 }
 
 fn may_make_namespaces() -> bool {

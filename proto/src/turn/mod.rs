@@ -21,6 +21,7 @@ mod allocation;
 mod authentication;
 pub mod channel;
 pub mod credential;
+mod ending;
 mod handlers;
 mod icmp;
 mod lent;

@@ -1,7 +1,8 @@
 //! noray: commands on a TCP stream, one on each line. Lines end with LF, CRLF or a lone CR; what this server writes ends with
-//! LF, because clients know nothing else. Of the newer framing of noray, trimsock, this is understood too: data in quotes,
-//! commands with an id (`name?id`), and raw commands, a CR before `name length` and then so many bytes. Interprets no
-//! command.
+//! LF, because clients know nothing else. The newer framing of noray, trimsock, is understood too: words in quotes, in which
+//! line ends are bytes like others, escapes with a backslash, commands with an id (`name?id`), and raw commands, a CR before
+//! `name length` and then so many bytes. A quote within a word is a byte like others, because the older framing knows no
+//! quotes: who has mistyped one is still heard. Interprets no command.
 
 use std::borrow::Cow;
 
@@ -27,11 +28,7 @@ pub struct Command<'a> {
 
 impl<'a> Command<'a> {
     fn parse(line: &'a [u8]) -> Self {
-        let space = line.iter().position(|&byte| byte == b' ');
-        let (name, data) = match space {
-            Some(at) => (&line[..at], &line[at + 1..]),
-            None => (line, &[][..]),
-        };
+        let (name, data) = split(line);
         Self::new(name, data)
     }
 
@@ -43,30 +40,67 @@ impl<'a> Command<'a> {
         Self { name, id, data }
     }
 
-    /// The data without the quotes around it, and with `\n`, `\r`, `\"` and `\\` resolved if there are any.
+    /// The data without the quotes around its words, and with `\n`, `\r`, `\"` and `\\` resolved.
     #[must_use]
     pub fn unquoted(&self) -> Cow<'a, [u8]> {
-        let inner = self.data.strip_prefix(b"\"");
-        let Some(inner) = inner.and_then(|rest| rest.strip_suffix(b"\"")) else {
-            return Cow::Borrowed(self.data);
-        };
-        if !inner.contains(&b'\\') {
-            return Cow::Borrowed(inner);
+        let mut rest = self.data;
+        if !rest.iter().any(|&byte| matches!(byte, b'"' | b'\\')) {
+            return Cow::Borrowed(rest);
         }
-        let mut text = Vec::with_capacity(inner.len());
-        let mut bytes = inner.iter();
-        while let Some(&byte) = bytes.next() {
-            text.push(match byte {
-                b'\\' => match bytes.next() {
-                    Some(b'n') => LF,
-                    Some(b'r') => CR,
-                    Some(&other) => other,
-                    None => byte,
-                },
-                other => other,
-            });
+        let mut text = Vec::with_capacity(rest.len());
+        let mut is_word_start = true;
+        while let Some((&byte, behind)) = rest.split_first() {
+            if is_word_start && let Some((inner, behind)) = split_quoted(rest) {
+                unescape(&mut text, inner);
+                rest = behind;
+                is_word_start = false;
+                continue;
+            }
+            let taken = if byte == b'\\' { rest.len().min(2) } else { 1 };
+            unescape(&mut text, &rest[..taken]);
+            is_word_start = byte == b' ';
+            rest = if taken == 1 { behind } else { &rest[taken..] };
         }
         Cow::Owned(text)
+    }
+}
+
+/// What stands before the first space, or within the quotes that a line begins with, and what stands behind the space.
+fn split(line: &[u8]) -> (&[u8], &[u8]) {
+    if let Some((name, behind)) = split_quoted(line)
+        && matches!(behind.first(), None | Some(b' '))
+    {
+        return (name, behind.get(1..).unwrap_or_default());
+    }
+    match line.iter().position(|&byte| byte == b' ') {
+        Some(at) => (&line[..at], &line[at + 1..]),
+        None => (line, &[]),
+    }
+}
+
+/// What stands within the quotes that `text` begins with, and behind them.
+fn split_quoted(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let inner = text.strip_prefix(b"\"")?;
+    let mut place = Place::Quoted;
+    let end = inner.iter().position(|&byte| {
+        place.ends_line(byte);
+        place == Place::Word
+    })?;
+    Some((&inner[..end], &inner[end + 1..]))
+}
+
+fn unescape(out: &mut Vec<u8>, text: &[u8]) {
+    let mut bytes = text.iter();
+    while let Some(&byte) = bytes.next() {
+        out.push(match byte {
+            b'\\' => match bytes.next() {
+                Some(b'n') => LF,
+                Some(b'r') => CR,
+                Some(&other) => other,
+                None => byte,
+            },
+            other => other,
+        });
     }
 }
 
@@ -84,11 +118,42 @@ pub fn write_quoted(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
+/// Where in a line the reader is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Place {
+    /// At the beginning of the line or behind a space, where a quote opens.
+    #[default]
+    WordStart,
+    Word,
+    /// In quotes, where a line end is none.
+    Quoted,
+    /// In quotes, behind a backslash.
+    Escaped,
+}
+
+impl Place {
+    /// Goes on by one byte; true if it ends the line.
+    fn ends_line(&mut self, byte: u8) -> bool {
+        let (next, ends) = match (*self, byte) {
+            (Self::Quoted, b'\\') => (Self::Escaped, false),
+            (Self::Quoted, b'"') => (Self::Word, false),
+            (Self::Quoted | Self::Escaped, _) => (Self::Quoted, false),
+            (_, LF | CR) => (Self::WordStart, true),
+            (Self::WordStart, b'"') => (Self::Quoted, false),
+            (_, b' ') => (Self::WordStart, false),
+            _ => (Self::Word, false),
+        };
+        *self = next;
+        ends
+    }
+}
+
 /// Cuts one stream into commands.
 #[derive(Debug, Default)]
 pub struct LineReader {
     /// The beginning of a line, or of a raw command's name and data, whose end has not come.
     partial: Vec<u8>,
+    place: Place,
     /// The last byte was a CR that ended a line: an LF belongs to it.
     after_cr: bool,
     /// This line began with a CR.
@@ -134,8 +199,7 @@ impl LineReader {
                 input = &input[1..];
                 continue;
             }
-            let end = input.iter().position(|&byte| byte == LF || byte == CR);
-            let Some(end) = end else {
+            let Some(end) = self.line_end(input) else {
                 self.keep(input);
                 return;
             };
@@ -159,6 +223,25 @@ impl LineReader {
         } else {
             self.end_kept(&mut each);
         }
+        self.place = Place::default();
+    }
+
+    /// Where the line ends that `input` goes on with. Quotes that are open at the end of its room are none.
+    fn line_end(&mut self, input: &[u8]) -> Option<usize> {
+        let room = if self.overlong {
+            0
+        } else {
+            LINE_MAX - self.partial.len()
+        };
+        for (at, &byte) in input.iter().enumerate() {
+            if at >= room {
+                self.place = Place::Word;
+            }
+            if self.place.ends_line(byte) {
+                return Some(at);
+            }
+        }
+        None
     }
 
     fn is_at_start(&self) -> bool {
@@ -215,8 +298,7 @@ impl LineReader {
 
 /// The name and length that begin a raw command, if `line` is such a beginning.
 fn raw_header(line: &[u8]) -> Option<(&[u8], usize)> {
-    let space = line.iter().position(|&byte| byte == b' ')?;
-    let (name, digits) = (&line[..space], &line[space + 1..]);
+    let (name, digits) = split(line);
     if name.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -281,12 +363,64 @@ mod tests {
         assert_eq!(cut(&[b"\rconnect 99999\nabc\n"]).len(), 2);
         let quoted = |data| Command::new(b"c", data).unquoted().into_owned();
         assert_eq!(quoted(b"\"a b\""), b"a b");
-        assert_eq!(quoted(br#""a\n\"\\b\""#), b"a\n\"\\b\\");
+        assert_eq!(quoted(br#""a\n\"\\b\"""#), b"a\n\"\\b\"");
         assert_eq!(quoted(b"\"half"), b"\"half");
         assert_eq!(quoted(b"\""), b"\"");
+        assert_eq!(
+            quoted(br#"one "two \" three" fo"u"r\n\"#),
+            b"one two \" three fo\"u\"r\n\\"
+        );
         let mut out = Vec::new();
         write_quoted(&mut out, b"a\"b\n\\");
         assert_eq!(quoted(&out), b"a\"b\n\\");
+    }
+
+    #[test]
+    fn line_ends_within_quotes_end_nothing() {
+        let text = b"echo \"a\nb \\\"c\r\n\\\\\" d\necho \"x\"\r\n";
+        let expected = [
+            plain("echo", "\"a\nb \\\"c\r\n\\\\\" d"),
+            plain("echo", "\"x\""),
+        ];
+        assert_eq!(cut(&[text]), expected);
+        for at in 0..text.len() {
+            assert_eq!(cut(&[&text[..at], &text[at..]]), expected);
+        }
+        // A name may have quotes too, of a raw command as well.
+        let text = b"\"register-host\"\n\"connect?7\" x\n\r\"echo\" 2\n\"\n\n\"a\"b c\n";
+        let expected = [
+            plain("register-host", ""),
+            ("connect".into(), Some("7".into()), "x".into()),
+            plain("echo", "\"\n"),
+            plain("\"a\"b", "c"),
+        ];
+        assert_eq!(cut(&[text]), expected);
+        // Within a word they are bytes like others, and so are escapes.
+        let text = b"connect a\"b\nconnect a\\\nconnect \\\"\nend\n";
+        let expected = [
+            plain("connect", "a\"b"),
+            plain("connect", "a\\"),
+            plain("connect", "\\\""),
+            plain("end", ""),
+        ];
+        assert_eq!(cut(&[text]), expected);
+    }
+
+    #[test]
+    fn quotes_that_never_close_end_with_the_room_of_a_line() {
+        let mut text = b"connect \"".to_vec();
+        while text.len() < LINE_MAX {
+            text.extend_from_slice(b"connect x \n");
+        }
+        text.extend_from_slice(b"x\" and the rest\nafter\n");
+        let after = cut(&[&text]);
+        assert_eq!(after.last(), Some(&plain("after", "")));
+        assert!(after.len() < 4, "{} commands", after.len());
+        for at in (0..text.len()).step_by(97) {
+            assert_eq!(cut(&[&text[..at], &text[at..]]), after);
+        }
+        let bytes: Vec<_> = text.chunks(1).collect();
+        assert_eq!(cut(&bytes), after);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! A socket at which equal datagrams of one source follow each other is given large slots: the kernel puts a whole train into
 //! one, for little more than the price of a datagram. If no trains come after all (their sender or the network has none), it
-//! gets small slots again, and the next attempt waits longer. The datagrams of a train are copied, each into a small slot of
+//! gets small slots again, when nothing waits in it, and the next attempt rests longer. The datagrams of a train are copied, each into a small slot of
 //! its own, so that nobody need know how they came; the copy is a hundredth of what the kernel saves. Wide sockets never
 //! get trains. It never looks at what the bytes mean.
 
@@ -21,7 +21,7 @@ use crate::mmsg::sys::set_option;
 use crate::packet_io::{SocketId, TURN_DATAGRAMS, WireAddr};
 
 /// Trains that can wait; more wait in their sockets.
-const SLOTS: u32 = 64;
+pub(super) const SLOTS: u32 = 64;
 /// What the kernel puts before a train: `io_uring_recvmsg_out`, the sender, and a control message with an `int` (cmsg(3)).
 const CONTROL_BYTES: usize = 24;
 const PREFIX_BYTES: usize = RECVMSG_OUT_BYTES + NAME_BYTES + CONTROL_BYTES;
@@ -35,33 +35,27 @@ pub(super) const COPY: u32 = 1 << 31;
 const WINDOW_DATAGRAMS: u16 = 1024;
 const WINDOW_TRAINS: u16 = 256;
 /// The part of a window that must follow its like for trains to be tried.
-const FOLLOWING: u16 = WINDOW_DATAGRAMS / 4 * 3;
-/// Datagrams per train, on the average, below which small slots are better.
+const FOLLOWING: u32 = WINDOW_DATAGRAMS as u32 / 4 * 3;
+/// Datagrams per train, on the average, below which a window is lean.
 const LEAST_SEGMENTS: u32 = 2;
-/// Windows between attempts double up to two to the power of this.
+/// Lean windows in a row that end an attempt. More than what waits in a socket's buffer, which came before the attempt.
+const LEAN_WINDOWS: u8 = 64;
+/// Windows of datagrams until the next attempt, doubled with each that failed.
+const REST_WINDOWS: u32 = 16;
 const MOST_DOUBLINGS: u8 = 12;
 
-/// In which slots a socket receives, and whether that is to change.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-enum Way {
-    #[default]
-    Small,
-    Large,
-    /// UDP_GRO is off, but trains that came before may wait in the socket.
-    Leaving,
-}
-
-/// What a socket's datagrams are like.
+/// What a socket's datagrams are like, and in which slots it receives them therefore.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Habit {
-    way: Way,
+    is_large: bool,
     /// Datagrams, or trains, in this window.
     seen: u16,
     /// Those that followed their like, or datagrams in those trains.
     following: u32,
-    /// Attempts in a row that found no trains, and windows until the next attempt.
+    lean_windows: u8,
+    /// Attempts in a row that failed, and windows until the next one.
     failures: u8,
-    rest: u16,
+    rest: u32,
 }
 
 /// What a window's end calls for.
@@ -71,15 +65,13 @@ pub(super) enum Change {
     None,
     /// The receive is to be ended and armed again.
     Rearm,
-    /// UDP_GRO is to be switched off.
-    SwitchOff,
 }
 
 impl Habit {
     /// Whether the next receive is to be armed with large slots.
     #[inline]
     pub(super) fn is_large(self) -> bool {
-        self.way != Way::Small
+        self.is_large
     }
 
     /// A datagram came to a small slot; `follows` an equal one of the same source in the same turn.
@@ -95,17 +87,17 @@ impl Habit {
 
     #[cold]
     fn end_small_window(&mut self) -> Change {
-        let is_bulk = self.following >= u32::from(FOLLOWING);
+        let is_bulk = self.following >= FOLLOWING;
         self.begin_window();
         // The receive may have ended in large slots already, and this be one of its last datagrams before.
-        if !is_bulk || self.way != Way::Small {
+        if !is_bulk || self.is_large {
             return Change::None;
         }
         if self.rest > 0 {
             self.rest -= 1;
             return Change::None;
         }
-        self.way = Way::Large;
+        self.is_large = true;
         Change::Rearm
     }
 
@@ -116,32 +108,36 @@ impl Habit {
         if self.seen < WINDOW_TRAINS {
             return Change::None;
         }
-        let pays = self.following >= LEAST_SEGMENTS * u32::from(WINDOW_TRAINS);
+        let is_lean = self.following < LEAST_SEGMENTS * u32::from(WINDOW_TRAINS);
         self.begin_window();
-        match self.way {
-            Way::Large if pays => {
-                self.failures = 0;
-                Change::None
-            }
-            Way::Large => {
-                self.failures = (self.failures + 1).min(MOST_DOUBLINGS);
-                self.rest = 1 << self.failures;
-                self.way = Way::Leaving;
-                Change::SwitchOff
-            }
-            Way::Leaving => {
-                self.way = Way::Small;
-                Change::Rearm
-            }
-            Way::Small => Change::None,
+        if !is_lean {
+            self.lean_windows = 0;
+            self.failures = 0;
+            return Change::None;
         }
+        self.lean_windows += 1;
+        if self.lean_windows < LEAN_WINDOWS || !self.is_large {
+            return Change::None;
+        }
+        self.lean_windows = 0;
+        self.failures = (self.failures + 1).min(MOST_DOUBLINGS);
+        self.rest = REST_WINDOWS << self.failures;
+        self.is_large = false;
+        Change::Rearm
+    }
+
+    /// Something waits in the socket, perhaps a train: the attempt goes on for another window.
+    pub(super) fn stay(&mut self) {
+        self.is_large = true;
+        self.lean_windows = LEAN_WINDOWS - 1;
+        self.failures = self.failures.saturating_sub(1);
     }
 
     /// The kernel has no UDP_GRO for this socket.
     pub(super) fn give_up(&mut self) {
         *self = Self {
             failures: MOST_DOUBLINGS,
-            rest: u16::MAX,
+            rest: u32::MAX,
             ..Self::default()
         };
     }
@@ -152,14 +148,18 @@ impl Habit {
     }
 }
 
-/// Switches UDP_GRO on a socket.
-pub(super) fn switch(socket: &UdpSocket, on: bool) -> io::Result<()> {
-    set_option(
-        socket.as_raw_fd(),
-        libc::SOL_UDP,
-        libc::UDP_GRO,
-        i32::from(on),
-    )
+/// Lets trains come to a socket whose next receive is in large slots.
+pub(super) fn join(socket: &UdpSocket) -> io::Result<()> {
+    set_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)
+}
+
+/// Lets no more trains come to a socket whose next receive is in small slots. An error if something waits in it, which may be
+/// a train.
+pub(super) fn leave(socket: &UdpSocket) -> io::Result<()> {
+    if rustix::io::ioctl_fionread(socket)? > 0 {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
+    set_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 0)
 }
 
 /// The train whose datagrams are being handed out.
@@ -346,19 +346,44 @@ mod tests {
     #[test]
     fn attempts_that_fail_become_rare() {
         let mut habit = Habit::default();
-        for attempt in 1..5 {
+        for attempt in 0..4 {
             let bulk = |habit: &mut Habit, _| habit.datagram(true);
             let mut windows = 1;
             while window(&mut habit, WINDOW_DATAGRAMS, bulk) == Change::None {
                 windows += 1;
             }
-            let rested = if attempt == 1 { 0 } else { 1 << (attempt - 1) };
+            let rested = if attempt == 0 {
+                0
+            } else {
+                REST_WINDOWS << attempt
+            };
             assert_eq!(windows, rested + 1);
             let single = |habit: &mut Habit, _| habit.train(1);
-            assert_eq!(window(&mut habit, WINDOW_TRAINS, single), Change::SwitchOff);
-            assert!(habit.is_large(), "trains may wait in the socket");
+            for _ in 1..LEAN_WINDOWS {
+                assert_eq!(window(&mut habit, WINDOW_TRAINS, single), Change::None);
+            }
+            assert_eq!(window(&mut habit, WINDOW_TRAINS, single), Change::Rearm);
+            // Something came just then.
+            habit.stay();
+            assert!(habit.is_large());
             assert_eq!(window(&mut habit, WINDOW_TRAINS, single), Change::Rearm);
             assert!(!habit.is_large());
+        }
+    }
+
+    #[test]
+    fn what_waited_before_an_attempt_does_not_end_it() {
+        let mut habit = Habit {
+            is_large: true,
+            ..Habit::default()
+        };
+        for _ in 0..10 {
+            for _ in 1..LEAN_WINDOWS {
+                let single = |habit: &mut Habit, _| habit.train(1);
+                assert_eq!(window(&mut habit, WINDOW_TRAINS, single), Change::None);
+            }
+            let trains = |habit: &mut Habit, _| habit.train(16);
+            assert_eq!(window(&mut habit, WINDOW_TRAINS, trains), Change::None);
         }
     }
 }
