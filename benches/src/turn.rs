@@ -2,7 +2,7 @@
 //! to peers and back, or between clients.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -109,7 +109,7 @@ impl TurnCommand {
     /// # Errors
     /// When it cannot be started or does not answer.
     pub fn spawn(&self, clients: &mut Clients, core: usize) -> io::Result<Started> {
-        let free = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+        let free = free_port()?;
         let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, free);
         let values = [
             ("{ip}", at.ip().to_string()),
@@ -174,6 +174,19 @@ impl TurnCommand {
             }
         }
         sized
+    }
+}
+
+/// A port that is free for UDP and for TCP.
+fn free_port() -> io::Result<u16> {
+    let mut tries_left = 100;
+    loop {
+        let at = UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
+        match TcpListener::bind(at) {
+            Err(error) if tries_left == 0 => return Err(error),
+            Err(_) => tries_left -= 1,
+            Ok(_) => return Ok(at.port()),
+        }
     }
 }
 

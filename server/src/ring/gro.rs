@@ -41,7 +41,7 @@ const LEAST_SEGMENTS: u32 = 2;
 /// Lean windows in a row that end an attempt. More than what waits in a socket's buffer, which came before the attempt.
 const LEAN_WINDOWS: u8 = 64;
 /// Windows of datagrams until the next attempt, doubled with each that failed.
-const REST_WINDOWS: u32 = 16;
+const REST_WINDOWS: u32 = 64;
 const MOST_DOUBLINGS: u8 = 12;
 
 /// What a socket's datagrams are like, and in which slots it receives them therefore.
