@@ -687,19 +687,23 @@ mod tests {
         Addr::new(text.parse().unwrap())
     }
 
+    fn own_seat() -> SeatHandle {
+        SeatHandle {
+            code: JoinCode::from_bits(1).unwrap(),
+            id: SeatId {
+                seat: 0,
+                generation: 1,
+            },
+        }
+    }
+
     /// A peer that has the key sends checks from ever new and from ever the same addresses, and answers nothing.
     #[test]
     fn a_hostile_peer_cannot_spend_more_than_the_budget() {
         let mut rng = StdRng::seed_from_u64(1);
         let mut ledger = Ledger::new(Millis(0));
         let server = addr("198.51.100.1:3478");
-        let own = SeatHandle {
-            code: JoinCode::from_bits(1).unwrap(),
-            id: SeatId {
-                seat: 0,
-                generation: 1,
-            },
-        };
+        let own = own_seat();
         let introduced = Introduced {
             observed: Some(addr("203.0.113.1:5000")),
             reachable: vec![addr("192.168.0.1:5000"), addr("203.0.113.1:5002")],
@@ -748,13 +752,7 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(4);
         let mut ledger = Ledger::new(Millis(0));
         let server = addr("198.51.100.1:3478");
-        let own = SeatHandle {
-            code: JoinCode::from_bits(1).unwrap(),
-            id: SeatId {
-                seat: 0,
-                generation: 1,
-            },
-        };
+        let own = own_seat();
         let victim = addr("203.0.113.1:5000");
         let mut sent: HashMap<Addr, u32> = HashMap::new();
         let mut out = VecDeque::new();
@@ -819,13 +817,7 @@ mod tests {
         let mut ledger = Ledger::new(Millis(0));
         let server = addr("198.51.100.1:3478");
         let peer = addr("203.0.113.1:5000");
-        let own = SeatHandle {
-            code: JoinCode::from_bits(1).unwrap(),
-            id: SeatId {
-                seat: 0,
-                generation: 1,
-            },
-        };
+        let own = own_seat();
         let introduced = Introduced {
             observed: Some(peer),
             key: [7; 16],
@@ -860,13 +852,7 @@ mod tests {
     fn an_address_on_the_same_network_takes_the_place_of_a_punched_one() {
         let mut rng = StdRng::seed_from_u64(5);
         let mut ledger = Ledger::new(Millis(0));
-        let own = SeatHandle {
-            code: JoinCode::from_bits(1).unwrap(),
-            id: SeatId {
-                seat: 0,
-                generation: 1,
-            },
-        };
+        let own = own_seat();
         let (punched, near) = (addr("203.0.113.1:5000"), addr("192.168.0.7:5000"));
         let introduced = Introduced {
             observed: Some(punched),
@@ -898,13 +884,7 @@ mod tests {
     fn far_openers_wait_for_the_peer_and_checks_for_the_start() {
         let mut rng = StdRng::seed_from_u64(3);
         let mut ledger = Ledger::new(Millis(0));
-        let own = SeatHandle {
-            code: JoinCode::from_bits(1).unwrap(),
-            id: SeatId {
-                seat: 0,
-                generation: 1,
-            },
-        };
+        let own = own_seat();
         let introduced = Introduced {
             observed: Some(addr("203.0.113.1:5000")),
             key: [7; 16],
