@@ -130,17 +130,15 @@ impl Mmsg {
         self.arena.reset();
     }
 
-    fn stage(&mut self, socket: SocketId, to: SocketAddr, at: *const u8, len: u32) {
+    fn stage(
+        &mut self,
+        socket: SocketId,
+        to: SocketAddr,
+        (at, len): (*const u8, u32),
+        whole: bool,
+    ) {
         if self.sockets.is_live(socket) {
-            self.staged.push(socket, WireAddr::from(to), at, len);
-        } else {
-            self.stats.stale_sends += 1;
-        }
-    }
-
-    fn stage_whole(&mut self, socket: SocketId, to: SocketAddr, at: *const u8, len: u32) {
-        if self.sockets.is_live(socket) {
-            self.staged.push_whole(socket, WireAddr::from(to), at, len);
+            self.staged.push(socket, WireAddr::from(to), at, len, whole);
         } else {
             self.stats.stale_sends += 1;
         }
@@ -277,8 +275,8 @@ impl PacketIo for Mmsg {
         socket: SocketId,
         to: SocketAddr,
     ) {
-        let (at, len) = self.reframe(buf, strip, header);
-        self.stage(socket, to, at, len);
+        let datagram = self.reframe(buf, strip, header);
+        self.stage(socket, to, datagram, false);
     }
 
     fn forward_whole(
@@ -289,20 +287,20 @@ impl PacketIo for Mmsg {
         socket: SocketId,
         to: SocketAddr,
     ) {
-        let (at, len) = self.reframe(buf, strip, header);
-        self.stage_whole(socket, to, at, len);
+        let datagram = self.reframe(buf, strip, header);
+        self.stage(socket, to, datagram, true);
     }
 
     fn send(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
         self.make_room();
         let at = self.arena.alloc_slice_copy(bytes).as_ptr();
-        self.stage(socket, to, at, bytes.len() as u32);
+        self.stage(socket, to, (at, bytes.len() as u32), false);
     }
 
     fn send_whole(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
         self.make_room();
         let at = self.arena.alloc_slice_copy(bytes).as_ptr();
-        self.stage_whole(socket, to, at, bytes.len() as u32);
+        self.stage(socket, to, (at, bytes.len() as u32), true);
     }
 
     fn doorbell(&self) -> Doorbell {

@@ -76,18 +76,16 @@ impl Trains {
         self.segments.len() == self.capacity
     }
 
+    /// Stages a datagram; one that is to stay `whole` travels alone and never in fragments.
     #[inline]
-    pub(crate) fn push(&mut self, socket: SocketId, to: WireAddr, at: *const u8, len: u32) {
-        self.push_as(socket, to, at, len, false);
-    }
-
-    /// As [`Trains::push`], for a datagram that travels alone and never in fragments.
-    pub(crate) fn push_whole(&mut self, socket: SocketId, to: WireAddr, at: *const u8, len: u32) {
-        self.push_as(socket, to, at, len, true);
-    }
-
-    #[inline]
-    fn push_as(&mut self, socket: SocketId, to: WireAddr, at: *const u8, len: u32, whole: bool) {
+    pub(crate) fn push(
+        &mut self,
+        socket: SocketId,
+        to: WireAddr,
+        at: *const u8,
+        len: u32,
+        whole: bool,
+    ) {
         debug_assert!(!self.is_full());
         let segment = self.segments.len() as u32;
         self.segments.push(Segment {
@@ -180,7 +178,7 @@ mod tests {
     fn staged(pushes: &[(u16, u32)]) -> Vec<Vec<u32>> {
         let mut trains = Trains::new(4096);
         for &(port, len) in pushes {
-            trains.push(SocketId::new(0, 0), to(port), std::ptr::null(), len);
+            trains.push(SocketId::new(0, 0), to(port), std::ptr::null(), len, false);
         }
         let lens = |train| {
             trains
@@ -203,12 +201,7 @@ mod tests {
     fn what_must_stay_whole_travels_alone_and_in_order() {
         let mut trains = Trains::new(16);
         for is_whole in [false, true, true, false, false] {
-            let push = if is_whole {
-                Trains::push_whole
-            } else {
-                Trains::push
-            };
-            push(&mut trains, SocketId::new(0, 0), to(1), std::ptr::null(), 5);
+            trains.push(SocketId::new(0, 0), to(1), std::ptr::null(), 5, is_whole);
         }
         let lens = trains
             .trains()
@@ -245,11 +238,11 @@ mod tests {
     #[test]
     fn sockets_are_not_mixed_and_turns_are_not_either() {
         let mut trains = Trains::new(16);
-        trains.push(SocketId::new(0, 0), to(1), std::ptr::null(), 5);
-        trains.push(SocketId::new(1, 0), to(1), std::ptr::null(), 5);
+        trains.push(SocketId::new(0, 0), to(1), std::ptr::null(), 5, false);
+        trains.push(SocketId::new(1, 0), to(1), std::ptr::null(), 5, false);
         assert_eq!(trains.trains().len(), 2);
         trains.clear();
-        trains.push(SocketId::new(0, 0), to(1), std::ptr::null(), 5);
+        trains.push(SocketId::new(0, 0), to(1), std::ptr::null(), 5, false);
         assert_eq!((trains.trains().len(), trains.trains()[0].segments), (1, 1));
     }
 }

@@ -235,20 +235,19 @@ impl Ring {
     }
 
     #[inline]
-    fn stage(&mut self, socket: SocketId, to: SocketAddr, at: *const u8, len: u32) {
+    fn stage(
+        &mut self,
+        socket: SocketId,
+        to: SocketAddr,
+        (at, len): (*const u8, u32),
+        whole: bool,
+    ) {
         if self.state.sockets.is_live(socket) {
-            self.state.staged.push(socket, WireAddr::from(to), at, len);
+            self.state
+                .staged
+                .push(socket, WireAddr::from(to), at, len, whole);
         } else {
             self.state.stats.stale_sends += 1;
-        }
-    }
-
-    fn stage_whole(&mut self, socket: SocketId, to: SocketAddr, at: *const u8, len: u32) {
-        let state = &mut self.state;
-        if state.sockets.is_live(socket) {
-            state.staged.push_whole(socket, WireAddr::from(to), at, len);
-        } else {
-            state.stats.stale_sends += 1;
         }
     }
 
@@ -525,8 +524,8 @@ impl PacketIo for Ring {
         socket: SocketId,
         to: SocketAddr,
     ) {
-        if let Some((at, len)) = self.reframe(buf, strip, header) {
-            self.stage(socket, to, at, len);
+        if let Some(datagram) = self.reframe(buf, strip, header) {
+            self.stage(socket, to, datagram, false);
         }
     }
 
@@ -538,22 +537,22 @@ impl PacketIo for Ring {
         socket: SocketId,
         to: SocketAddr,
     ) {
-        if let Some((at, len)) = self.reframe(buf, strip, header) {
-            self.stage_whole(socket, to, at, len);
+        if let Some(datagram) = self.reframe(buf, strip, header) {
+            self.stage(socket, to, datagram, true);
         }
     }
 
     fn send(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
         if self.make_room() {
             let at = self.arena.alloc_slice_copy(bytes).as_ptr();
-            self.stage(socket, to, at, bytes.len() as u32);
+            self.stage(socket, to, (at, bytes.len() as u32), false);
         }
     }
 
     fn send_whole(&mut self, socket: SocketId, to: SocketAddr, bytes: &[u8]) {
         if self.make_room() {
             let at = self.arena.alloc_slice_copy(bytes).as_ptr();
-            self.stage_whole(socket, to, at, bytes.len() as u32);
+            self.stage(socket, to, (at, bytes.len() as u32), true);
         }
     }
 
