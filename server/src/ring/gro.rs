@@ -2,9 +2,9 @@
 //!
 //! A socket at which equal datagrams of one source follow each other is given large slots: the kernel puts a whole train into
 //! one, for little more than the price of a datagram. If no trains come after all (their sender or the network has none), it
-//! gets small slots again, when nothing waits in it, and the next attempt rests longer. The datagrams of a train are copied, each into a small slot of
-//! its own, so that nobody need know how they came; the copy is small beside what the kernel saves. Wide sockets never get
-//! trains. It never looks at what the bytes mean.
+//! gets small slots again, when nothing waits in it, and the next attempt rests longer. The datagrams of a train are copied,
+//! each into a small slot of its own, so that nobody need know how they came; the copy is small beside what the kernel saves.
+//! Wide sockets never get trains. It never looks at what the bytes mean.
 
 use std::io;
 use std::mem::zeroed;
