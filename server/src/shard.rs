@@ -1,5 +1,5 @@
 //! The event loop of one shard: the only file that knows both packets' ways ([`crate::packet_io`]) and their meaning
-//! (`waypost_proto`). It decides nothing itself. One turn: receive, decide and forward each datagram, read the mail, let
+//! (`waypost_proto`). It decides nothing itself. One turn: receive, read the mail, decide and forward each datagram, let
 //! time pass, send what came of it.
 
 use std::collections::VecDeque;
@@ -89,17 +89,7 @@ impl<P: StreamIo> EventLoop<P> {
             now = Millis(
                 u64::try_from(woken.duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX),
             );
-            while let Some(received) = self.io.next() {
-                self.handle(now, received);
-            }
-            if let Some(times) = &mut self.noray_times {
-                let received = self.io.stats().datagrams_received;
-                times.look_at_packets(&self.shard, &self.publisher, received, woken);
-            }
-            while let Some(error) = self.io.next_error() {
-                self.handle_error(now, error);
-            }
-            self.serve_streams(now);
+            // Before the packets: whoever was told by another shard what this one has to know first may have sent already.
             for _ in 0..MAIL_PER_TURN {
                 match mailbox.take() {
                     Some(Post::Mail(mail)) => self.shard.handle_mail(now, mail),
@@ -116,6 +106,17 @@ impl<P: StreamIo> EventLoop<P> {
                     None => break,
                 }
             }
+            while let Some(received) = self.io.next() {
+                self.handle(now, received);
+            }
+            if let Some(times) = &mut self.noray_times {
+                let received = self.io.stats().datagrams_received;
+                times.look_at_packets(&self.shard, &self.publisher, received, woken);
+            }
+            while let Some(error) = self.io.next_error() {
+                self.handle_error(now, error);
+            }
+            self.serve_streams(now);
             for _ in 0..MAIL_PER_TURN {
                 match mailbox.take_frame() {
                     Some(frame) => self.send_to_stream(now, &frame, Urgency::Relayed),

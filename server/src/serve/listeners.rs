@@ -412,35 +412,41 @@ fn bind_stream_group(
     Ok(group)
 }
 
-/// Binds one address for every shard; port 0 is chosen by the first.
+/// Binds one address for every shard. Port 0 is chosen without SO_REUSEPORT: with it the kernel may choose one that another
+/// server shares out among its own shards.
 fn bind_group(
     address: SocketAddr,
     shards: &mut [UdpSockets],
 ) -> Result<SocketAddr, (SocketAddr, io::Error)> {
-    // Without SO_REUSEPORT first, so that another server on this port is an error and does not share it.
-    drop(
-        bind_udp(
-            address,
-            &UdpOptions {
-                retry_in_use: RETRY_IN_USE,
-                ..UdpOptions::default()
-            },
-        )
-        .map_err(|error| (address, error))?,
-    );
-    let options = UdpOptions {
-        reuse_port: true,
-        recv_buffer_bytes: Some(RECEIVE_BUFFER_BYTES),
-        send_buffer_bytes: Some(SEND_BUFFER_BYTES),
-        retry_in_use: Duration::ZERO,
-    };
-    let mut bound = address;
-    for sockets in shards {
-        let socket = bind_udp(bound, &options).map_err(|error| (bound, error))?;
-        bound = socket.local_addr().map_err(|error| (bound, error))?;
-        sockets.push(Some(socket));
+    let mut tries_left = if address.port() == 0 { PORT_TRIES } else { 1 };
+    loop {
+        tries_left -= 1;
+        // Alone first, so that another server on this port is an error and does not share it.
+        let alone = UdpOptions {
+            retry_in_use: RETRY_IN_USE,
+            ..UdpOptions::default()
+        };
+        let bound = bind_udp(address, &alone)
+            .and_then(|socket| socket.local_addr())
+            .map_err(|error| (address, error))?;
+        let options = UdpOptions {
+            reuse_port: true,
+            recv_buffer_bytes: Some(RECEIVE_BUFFER_BYTES),
+            send_buffer_bytes: Some(SEND_BUFFER_BYTES),
+            retry_in_use: Duration::ZERO,
+        };
+        let group: io::Result<Vec<_>> = shards.iter().map(|_| bind_udp(bound, &options)).collect();
+        match group {
+            Ok(group) => {
+                for (sockets, socket) in shards.iter_mut().zip(group) {
+                    sockets.push(Some(socket));
+                }
+                return Ok(bound);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries_left > 0 => {}
+            Err(error) => return Err((bound, error)),
+        }
     }
-    Ok(bound)
 }
 
 /// Binds an address of connections for one shard only. Their clients may be silent for long, so the kernel looks after them.
