@@ -27,14 +27,13 @@
 //!
 //! Whoever wants to own socket and loop uses [`waypost_proto::agent`], which this library only drives.
 
-#![forbid(unsafe_code)]
-
 mod conduit;
 mod config;
 mod driver;
 mod error;
 mod link;
 mod list;
+mod nat_opener;
 mod nat_report;
 mod noray;
 mod packet_handshake;

@@ -1,6 +1,6 @@
-//! A TCP stream to another member, without the server in between: both connect at a common start from the port that the
-//! server has seen (simultaneous open, RFC 9293 section 3.5), while whoever can be reached is called. Sends no more than a
-//! bounded number of connection attempts to any address that it was told.
+//! A TCP stream to another member, without the server in between: one opens its NAT, and at a common start the other connects
+//! to it, both from the port that the server has seen (simultaneous open, RFC 9293 section 3.5), while whoever can be reached is
+//! called. Sends no more than a bounded number of connection attempts to any address that it was told.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -17,13 +17,12 @@ use waypost_proto::wire::stream::Framer;
 
 use crate::driver::Driver;
 use crate::error::Error;
+use crate::nat_opener;
 
 /// Attempts to connect to one address. With the kernel's repetitions that is at most twice as many segments.
 const ATTEMPTS_MAX: u32 = 12;
 /// How long one attempt may take: a first segment, and one repetition after a second.
 const ATTEMPT: Duration = Duration::from_millis(2_500);
-/// TTL of a segment that should get beyond the own NAT and not to the peer's.
-const OPENER_TTL: u32 = 2;
 /// Between the end of an attempt and the next.
 const ATTEMPT_GAP: Duration = Duration::from_millis(100);
 /// Between two looks at the sockets: what this adds to the start is far below what networks differ by.
@@ -129,14 +128,15 @@ pub(crate) fn connect(
         let core = driver.lock();
         core.agent.server_unix_ms(introduction.start)
     };
-    // A first segment that dies behind the own NAT opens it, so that it takes the peer's first one for an answer, not for a
-    // stranger's to refuse or to remember. Nobody is told when the socket that sent it is closed.
-    let opener = introduction
-        .observed
-        .and_then(|peer| attempt(end.local, peer.to_socket_addr(), Some(OPENER_TTL)).ok());
+    // Of two that both open their NATs each would have to give up its opener in order to call the other.
+    let opener = match introduction.observed {
+        Some(peer) if !introduction.decides => reusable(end.local)
+            .and_then(|socket| nat_opener::open(socket, peer.to_socket_addr(), attempt))
+            .ok(),
+        _ => None,
+    };
     thread::sleep(began.saturating_duration_since(Instant::now()));
-    drop(opener);
-    let (stream, strategy) = meet(driver, peer, &end, &introduction, deadline)?;
+    let (stream, strategy) = meet(driver, peer, &end, &introduction, opener, deadline)?;
     // Until now it has kept the NAT's mapping alive.
     drop(observed);
     stream.set_nonblocking(false)?;
@@ -241,13 +241,14 @@ struct Candidate {
 }
 
 impl Candidate {
-    fn new(addr: Addr, strategy: Strategy) -> Self {
+    fn new(addr: Addr, strategy: Strategy, under_way: Option<Socket>) -> Self {
+        let now = Instant::now();
         Self {
             addr: addr.to_socket_addr(),
             strategy,
-            attempts: 0,
-            socket: None,
-            next: Instant::now(),
+            attempts: u32::from(under_way.is_some()),
+            socket: under_way.map(|socket| (socket, now)),
+            next: now,
         }
     }
 
@@ -258,7 +259,8 @@ impl Candidate {
             if self.attempts < ATTEMPTS_MAX && now >= self.next {
                 self.attempts += 1;
                 self.next = now + ATTEMPT_GAP;
-                self.socket = attempt(local, self.addr, None)
+                self.socket = reusable(local)
+                    .and_then(|socket| attempt(socket, self.addr))
                     .ok()
                     .map(|socket| (socket, now));
             }
@@ -283,13 +285,7 @@ impl Candidate {
     }
 }
 
-fn attempt(local: SocketAddr, to: SocketAddr, ttl: Option<u32>) -> io::Result<Socket> {
-    let socket = reusable(local)?;
-    match ttl {
-        Some(ttl) if to.is_ipv4() => socket.set_ttl_v4(ttl)?,
-        Some(hops) => socket.set_unicast_hops_v6(hops)?,
-        None => {}
-    }
+fn attempt(socket: Socket, to: SocketAddr) -> io::Result<Socket> {
     socket.set_nonblocking(true)?;
     match socket.connect(&to.into()) {
         Ok(()) => Ok(socket),
@@ -366,13 +362,14 @@ fn meet(
     peer: SeatId,
     end: &End,
     introduction: &StreamIntroduction,
+    mut opener: Option<Socket>,
     deadline: Instant,
 ) -> Result<(TcpStream, Strategy), Error> {
     let reachable = introduction.reachable.iter();
     let observed = introduction.observed.iter();
     let mut candidates: Vec<Candidate> = reachable
-        .map(|addr| Candidate::new(*addr, Strategy::Direct))
-        .chain(observed.map(|addr| Candidate::new(*addr, Strategy::TcpPunch)))
+        .map(|addr| Candidate::new(*addr, Strategy::Direct, None))
+        .chain(observed.map(|addr| Candidate::new(*addr, Strategy::TcpPunch, opener.take())))
         .collect();
     let punched: Option<IpAddr> = introduction.observed.map(Addr::ip);
     let listens = driver.is_chosen(Strategy::Reverse) || punched.is_some();
