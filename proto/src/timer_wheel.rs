@@ -16,8 +16,13 @@ pub struct TimerWheel<K> {
     slots: [[Vec<(u64, K)>; SLOTS]; LEVELS],
     /// One bit per slot that is not empty.
     occupied: [u64; LEVELS],
+    /// The next tick at which something fires or moves down a level; [`NEVER`] if no timer is set. Kept, because a shard asks
+    /// for it each time it wakes.
+    next_busy: u64,
     len: usize,
 }
+
+const NEVER: u64 = u64::MAX;
 
 impl<K: Copy> TimerWheel<K> {
     /// An empty wheel that starts at `now`.
@@ -27,6 +32,7 @@ impl<K: Copy> TimerWheel<K> {
             tick: now.0 / TICK_MS,
             slots: std::array::from_fn(|_| std::array::from_fn(|_| Vec::new())),
             occupied: [0; LEVELS],
+            next_busy: NEVER,
             len: 0,
         }
     }
@@ -56,18 +62,22 @@ impl<K: Copy> TimerWheel<K> {
             .find(|&level| reach >> (SLOT_BITS * (level as u32 + 1)) == 0)
             .unwrap_or(LEVELS - 1);
         let furthest = self.tick + ((1u64 << (SLOT_BITS * LEVELS as u32)) - 1);
-        let slot = due.min(furthest) >> (SLOT_BITS * level as u32) & (SLOTS as u64 - 1);
+        let shift = SLOT_BITS * level as u32;
+        let place = due.min(furthest) >> shift;
+        let slot = place & (SLOTS as u64 - 1);
         self.slots[level][slot as usize].push((due, key));
         self.occupied[level] |= 1 << slot;
+        self.next_busy = self.next_busy.min(place << shift);
     }
 
     /// Lets time pass until `now` and appends the keys of the timers that fired to `fired`.
     pub fn advance(&mut self, now: Millis, fired: &mut Vec<K>) {
         let target = now.0 / TICK_MS;
         while self.tick < target {
-            self.tick = self
-                .next_busy_tick()
-                .map_or(target, |tick| tick.min(target));
+            self.tick = self.next_busy.min(target);
+            if self.tick < self.next_busy {
+                return;
+            }
             for level in (1..LEVELS).rev() {
                 let shift = SLOT_BITS * level as u32;
                 if self.tick & ((1 << shift) - 1) == 0 {
@@ -81,6 +91,7 @@ impl<K: Copy> TimerWheel<K> {
                 self.len -= self.slots[0][slot].len();
                 fired.extend(self.slots[0][slot].drain(..).map(|(_, key)| key));
             }
+            self.next_busy = self.find_next_busy();
         }
     }
 
@@ -100,8 +111,7 @@ impl<K: Copy> TimerWheel<K> {
         }
     }
 
-    /// The next tick at which something fires or moves down a level.
-    fn next_busy_tick(&self) -> Option<u64> {
+    fn find_next_busy(&self) -> u64 {
         (0..LEVELS)
             .filter_map(|level| {
                 let shift = SLOT_BITS * level as u32;
@@ -111,12 +121,17 @@ impl<K: Copy> TimerWheel<K> {
                 (ahead != 0).then(|| (current + 1 + u64::from(ahead.trailing_zeros())) << shift)
             })
             .min()
+            .unwrap_or(NEVER)
     }
 
     /// When [`TimerWheel::advance`] next has something to do; `None` if no timer is set.
+    #[inline]
     #[must_use]
-    pub fn next_timeout(&self) -> Option<Millis> {
-        self.next_busy_tick().map(|tick| Millis(tick * TICK_MS))
+    pub const fn next_timeout(&self) -> Option<Millis> {
+        match self.next_busy {
+            NEVER => None,
+            tick => Some(Millis(tick * TICK_MS)),
+        }
     }
 }
 
