@@ -235,6 +235,10 @@ pub struct ForwardingTable {
     indication: u128,
 }
 
+/// Sources that there is room for at first. The table grows with them, because one that is made for many more has each of them on
+/// a page of its own, and its address to be looked up for each packet.
+const FIRST_SOURCES: usize = 3500;
+
 impl ForwardingTable {
     /// An empty table. `limits` are a member's, `relay_limits` a TURN client's. `seeds` key its hashes: random in
     /// production, so that nobody can aim sources at one bucket.
@@ -246,7 +250,7 @@ impl ForwardingTable {
         seeds: [u64; 4],
     ) -> Self {
         let hasher = RandomState::with_seeds(seeds[0], seeds[1], seeds[2], seeds[3]);
-        let sources = capacity.flows + capacity.relays;
+        let sources = (capacity.flows + capacity.relays).min(FIRST_SOURCES);
         Self {
             by_source: HashMap::with_capacity_and_hasher(sources, hasher.clone()),
             flow_count: 0,
