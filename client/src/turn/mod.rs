@@ -261,7 +261,7 @@ impl State {
                 .attribute(attr::USERNAME, self.username.as_bytes())
                 .attribute(attr::REALM, self.realm.as_bytes())
                 .attribute(attr::NONCE, &self.nonce)
-                .integrity(Integrity::Sha1, self.key.as_bytes());
+                .integrity(Integrity::Sha1, &self.key);
         }
         writer.finish();
     }
@@ -368,7 +368,7 @@ impl State {
         let id = message.transaction_id();
         let stale = message.error_code() == Some(438);
         let genuine = message.class() != Class::Success
-            || message.verify_integrity(Integrity::Sha1, self.key.as_bytes());
+            || message.verify_integrity(Integrity::Sha1, &self.key);
         if !genuine {
             return;
         }

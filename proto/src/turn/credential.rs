@@ -162,7 +162,7 @@ impl Judge {
         };
         let realm_fits = message.find(attr::REALM) == Some(self.realm.as_bytes());
         let verify = |key: LongTermKey, username: &'a str, person: &'a str| {
-            let fits = message.verify_integrity(integrity, key.as_bytes());
+            let fits = message.verify_integrity(integrity, &key);
             (fits && realm_fits).then_some(Authenticated {
                 username,
                 person,

@@ -232,7 +232,7 @@ impl Reply {
         fill(&mut writer);
         writer
             .software(software)
-            .integrity(self.integrity, self.key.as_bytes());
+            .integrity(self.integrity, &self.key);
         if self.has_fingerprint {
             writer.fingerprint();
         }

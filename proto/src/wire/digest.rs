@@ -21,11 +21,21 @@ mod functions {
         mac.finalize().into_bytes().into()
     }
 
-    /// HMAC-SHA1 (RFC 2104).
-    pub fn hmac_sha1(key: &[u8], parts: &[&[u8]]) -> [u8; 20] {
-        let mut mac = Hmac::<Sha1>::new_from_slice(key).expect("HMAC takes keys of any length");
-        parts.iter().for_each(|part| mac.update(part));
-        mac.finalize().into_bytes().into()
+    /// A key of HMAC-SHA1 (RFC 2104), taken in once for all texts.
+    #[derive(Clone)]
+    pub struct HmacSha1Key(Hmac<Sha1>);
+
+    impl HmacSha1Key {
+        pub fn new(key: &[u8]) -> Self {
+            let mac = Hmac::new_from_slice(key).expect("HMAC takes keys of any length");
+            Self(mac)
+        }
+
+        pub fn mac(&self, parts: &[&[u8]]) -> [u8; 20] {
+            let mut mac = self.0.clone();
+            parts.iter().for_each(|part| mac.update(part));
+            mac.finalize().into_bytes().into()
+        }
     }
 }
 
@@ -45,13 +55,27 @@ mod functions {
         mac.finalize()
     }
 
-    /// HMAC-SHA1 (RFC 2104).
-    pub fn hmac_sha1(key: &[u8], parts: &[&[u8]]) -> [u8; 20] {
-        hmac_sha1_compact::HMAC::mac(&parts.concat(), key)
+    /// A key of HMAC-SHA1 (RFC 2104).
+    #[derive(Clone)]
+    pub struct HmacSha1Key(Box<[u8]>);
+
+    impl HmacSha1Key {
+        pub fn new(key: &[u8]) -> Self {
+            Self(key.into())
+        }
+
+        pub fn mac(&self, parts: &[&[u8]]) -> [u8; 20] {
+            hmac_sha1_compact::HMAC::mac(&parts.concat(), &self.0)
+        }
     }
 }
 
-pub(crate) use functions::{hmac_sha1, hmac_sha256, sha256};
+pub(crate) use functions::{HmacSha1Key, hmac_sha256, sha256};
+
+/// HMAC-SHA1 (RFC 2104).
+pub(crate) fn hmac_sha1(key: &[u8], parts: &[&[u8]]) -> [u8; 20] {
+    HmacSha1Key::new(key).mac(parts)
+}
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@ use crate::addr::Addr;
 mod integrity;
 mod write;
 
-pub use integrity::{Integrity, LongTermKey, crc32};
+pub use integrity::{Integrity, IntegrityKey, LongTermKey, crc32};
 pub use write::{AttributeWriter, MessageWriter, write_data_indication};
 
 /// Bytes of the fixed header (RFC 8489 section 5).

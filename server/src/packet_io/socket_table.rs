@@ -51,7 +51,6 @@ impl<X> SocketTable<X> {
         gso: bool,
         extra: X,
     ) -> io::Result<SocketId> {
-        socket.set_nonblocking(true)?;
         let entry = Some(SocketEntry { socket, gso, extra });
         let is_full = self.places.len() >= self.capacity as usize;
         if is_full || self.free.len() > RESTING {

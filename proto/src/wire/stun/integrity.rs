@@ -4,7 +4,7 @@
 use subtle::ConstantTimeEq;
 
 use super::{HEADER_LEN, Message, attr};
-use crate::wire::digest;
+use crate::wire::digest::{self, HmacSha1Key};
 
 /// XORed onto the CRC so that it cannot be mistaken for another protocol's (RFC 8489 section 14.7).
 pub(super) const FINGERPRINT_XOR: u32 = 0x5354_554e;
@@ -42,7 +42,7 @@ impl Integrity {
     }
 
     /// The code over `before`, the message up to the integrity attribute, with its length field as if it ended with it.
-    pub(super) fn compute(self, key: &[u8], before: &[u8]) -> [u8; 32] {
+    pub(super) fn compute(self, key: IntegrityKey<'_>, before: &[u8]) -> [u8; 32] {
         let with = before.len() - HEADER_LEN + 4 + self.value_len();
         let len = u16::try_from(with)
             .expect("a message is shorter than 64 KiB")
@@ -50,17 +50,62 @@ impl Integrity {
         let parts = [&before[..2], &len, &before[4..]];
         let mut out = [0; 32];
         match self {
-            Self::Sha1 => out[..20].copy_from_slice(&digest::hmac_sha1(key, &parts)),
-            Self::Sha256 | Self::Sha256Truncated => out = digest::hmac_sha256(key, &parts),
+            Self::Sha1 => out[..20].copy_from_slice(&match key {
+                IntegrityKey::Bytes(key) => digest::hmac_sha1(key, &parts),
+                IntegrityKey::LongTerm(key) => key.mac.mac(&parts),
+            }),
+            Self::Sha256 | Self::Sha256Truncated => {
+                out = digest::hmac_sha256(key.as_bytes(), &parts);
+            }
         }
         out
+    }
+}
+
+/// What an integrity attribute is keyed with.
+#[derive(Clone, Copy)]
+pub enum IntegrityKey<'a> {
+    /// These bytes.
+    Bytes(&'a [u8]),
+    /// A user's, which is ready for use.
+    LongTerm(&'a LongTermKey),
+}
+
+impl IntegrityKey<'_> {
+    const fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::LongTerm(key) => key.as_bytes(),
+        }
+    }
+}
+
+impl<'a> From<&'a [u8]> for IntegrityKey<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl<'a, const N: usize> From<&'a [u8; N]> for IntegrityKey<'a> {
+    fn from(bytes: &'a [u8; N]) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl<'a> From<&'a LongTermKey> for IntegrityKey<'a> {
+    fn from(key: &'a LongTermKey) -> Self {
+        Self::LongTerm(key)
     }
 }
 
 impl Message<'_> {
     /// Whether the message carries this integrity attribute and it fits `key`.
     #[must_use]
-    pub fn verify_integrity(&self, integrity: Integrity, key: &[u8]) -> bool {
+    pub fn verify_integrity<'k>(
+        &self,
+        integrity: Integrity,
+        key: impl Into<IntegrityKey<'k>>,
+    ) -> bool {
         let Some(attribute) = self
             .attributes()
             .find(|attribute| attribute.kind == integrity.kind())
@@ -70,7 +115,7 @@ impl Message<'_> {
         if attribute.value.len() != integrity.value_len() {
             return false;
         }
-        let expected = integrity.compute(key, &self.bytes()[..HEADER_LEN + attribute.at]);
+        let expected = integrity.compute(key.into(), &self.bytes()[..HEADER_LEN + attribute.at]);
         expected[..integrity.value_len()]
             .ct_eq(attribute.value)
             .into()
@@ -78,16 +123,25 @@ impl Message<'_> {
 }
 
 /// The key of the long-term credential mechanism (RFC 8489 section 18.5.1).
-#[derive(Clone, PartialEq, Eq)]
-pub enum LongTermKey {
-    /// MD5(username ":" realm ":" password).
-    Md5([u8; 16]),
-    /// SHA-256(username ":" realm ":" password).
-    Sha256([u8; 32]),
+#[derive(Clone)]
+pub struct LongTermKey {
+    bytes: [u8; 32],
+    len: usize,
+    mac: HmacSha1Key,
 }
 
 impl LongTermKey {
-    /// The MD5 key. The arguments are already prepared (OpaqueString, RFC 8265).
+    fn new(key: &[u8]) -> Self {
+        let mut bytes = [0; 32];
+        bytes[..key.len()].copy_from_slice(key);
+        Self {
+            bytes,
+            len: key.len(),
+            mac: HmacSha1Key::new(key),
+        }
+    }
+
+    /// MD5(username ":" realm ":" password). The arguments are already prepared (OpaqueString, RFC 8265).
     #[cfg(any(feature = "server", test))]
     #[must_use]
     pub fn md5(username: &str, realm: &str, password: &str) -> Self {
@@ -96,25 +150,30 @@ impl LongTermKey {
         for part in [username, ":", realm, ":", password] {
             hash.update(part);
         }
-        Self::Md5(hash.finalize().into())
+        Self::new(&hash.finalize())
     }
 
-    /// The SHA-256 key.
+    /// SHA-256(username ":" realm ":" password).
     #[must_use]
     pub fn sha256(username: &str, realm: &str, password: &str) -> Self {
         let parts = [username, ":", realm, ":", password].map(str::as_bytes);
-        Self::Sha256(digest::sha256(&parts))
+        Self::new(&digest::sha256(&parts))
     }
 
     /// The bytes to key the HMAC with.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Md5(key) => key,
-            Self::Sha256(key) => key,
-        }
+        self.bytes.split_at(self.len).0
     }
 }
+
+impl PartialEq for LongTermKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes().ct_eq(other.as_bytes()).into()
+    }
+}
+
+impl Eq for LongTermKey {}
 
 const CRC_TABLE: [u32; 256] = {
     let mut table = [0; 256];

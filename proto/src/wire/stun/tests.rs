@@ -56,7 +56,7 @@ fn vectors_decode() {
     for (i, bytes) in vectors().iter().enumerate() {
         let message = Message::parse(bytes).unwrap();
         let (integrity, key) = key_of(i);
-        assert!(message.verify_integrity(integrity, &key), "vector {i}");
+        assert!(message.verify_integrity(integrity, &key[..]), "vector {i}");
         assert!(!message.verify_integrity(integrity, b"wrong"), "vector {i}");
         assert_eq!(message.method(), method::BINDING);
         assert!(message.has_magic_cookie());
@@ -100,7 +100,7 @@ fn vectors_encode() {
         let mut writer = MessageWriter::new(&mut out, method::BINDING, class, ids[i]);
         write(&mut writer);
         let (integrity, key) = key_of(i);
-        writer.integrity(integrity, &key);
+        writer.integrity(integrity, &key[..]);
         if i < 3 {
             writer.fingerprint();
         }
@@ -164,7 +164,7 @@ fn no_bit_flip_passes_integrity() {
             flipped[bit / 8] ^= 1 << (bit % 8);
             if let Ok(message) = Message::parse(&flipped) {
                 assert!(
-                    !message.verify_integrity(integrity, &key),
+                    !message.verify_integrity(integrity, &key[..]),
                     "vector {i}, bit {bit}"
                 );
             }

@@ -2,7 +2,9 @@
 //! so nothing of an earlier message leaks.
 
 use super::integrity::FINGERPRINT_XOR;
-use super::{Class, HEADER_LEN, Integrity, MAGIC_COOKIE, Message, TransactionId, attr, crc32};
+use super::{
+    Class, HEADER_LEN, Integrity, IntegrityKey, MAGIC_COOKIE, Message, TransactionId, attr, crc32,
+};
 use crate::addr::Addr;
 
 /// A message under construction at the end of a vector.
@@ -114,8 +116,12 @@ impl<'a> MessageWriter<'a> {
     }
 
     /// Appends the integrity attribute over everything written so far.
-    pub fn integrity(&mut self, integrity: Integrity, key: &[u8]) -> &mut Self {
-        let code = integrity.compute(key, &self.out[self.start..]);
+    pub fn integrity<'k>(
+        &mut self,
+        integrity: Integrity,
+        key: impl Into<IntegrityKey<'k>>,
+    ) -> &mut Self {
+        let code = integrity.compute(key.into(), &self.out[self.start..]);
         self.attribute(integrity.kind(), &code[..integrity.value_len()])
     }
 
