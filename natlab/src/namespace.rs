@@ -30,6 +30,8 @@ pub enum Nat {
     NoUdp,
     /// Symmetric, with a firewall that lets no UDP through at all.
     OnlyTcp,
+    /// Symmetric, with a firewall that lets nothing through but TCP to port [`Lab::HTTPS_PORT`], and resets other connections.
+    OnlyHttps,
     /// Port-restricted, with a firewall that lets TCP through to and from the server only.
     NoTcp,
     /// Symmetric, with a firewall that lets UDP through to and from the server only.
@@ -61,6 +63,7 @@ impl Nat {
             | Self::Forwarded
             | Self::SymmetricNoUdp
             | Self::OnlyTcp
+            | Self::OnlyHttps
             | Self::Forwarding => "masquerade fully-random",
             Self::PortBlock => "meta l4proto { tcp, udp } masquerade to :20480-20735 fully-random",
             _ => "masquerade",
@@ -84,9 +87,16 @@ impl Nat {
             Self::NoTcp => Some("tcp"),
             _ => None,
         };
-        let all_udp = match self {
-            Self::OnlyTcp => "meta l4proto udp drop;",
-            _ => "",
+        let whole = match self {
+            Self::OnlyTcp => "meta l4proto udp drop;".to_owned(),
+            Self::OnlyHttps => {
+                let port = Lab::HTTPS_PORT;
+                // Not as one rule with two "!=", which nft merges to one comparison of both ports.
+                format!(
+                    "tcp dport {port} accept; tcp sport {port} accept; meta l4proto tcp reject with tcp reset; drop;"
+                )
+            }
+            _ => String::new(),
         };
         let forward = blocked.map_or(String::new(), |protocol| {
             let server = Lab::SERVER_IP;
@@ -96,7 +106,7 @@ impl Nat {
             "table ip natlab {{
                 chain prerouting {{ type nat hook prerouting priority -100; {prerouting} }}
                 chain postrouting {{ type nat hook postrouting priority 100; oifname wan {masquerade}; }}
-                chain forward {{ type filter hook forward priority 0; {all_udp} {forward} }}
+                chain forward {{ type filter hook forward priority 0; {whole} {forward} }}
                 chain input {{ type filter hook input priority 0; {input} }}
             }}"
         )
@@ -115,6 +125,7 @@ impl fmt::Display for Nat {
             Self::Forwarded => "symmetric with a forwarded port",
             Self::NoUdp => "no UDP but to the server",
             Self::OnlyTcp => "symmetric, no UDP",
+            Self::OnlyHttps => "symmetric, nothing but HTTPS",
             Self::Forwarding => "symmetric, forwards on request",
             Self::NoTcp => "no TCP but to the server",
             Self::SymmetricNoUdp => "symmetric, no UDP but to the server",
@@ -186,6 +197,8 @@ impl Lab {
     pub const SECOND_SERVER_IP: &'static str = "203.0.113.2";
     /// The port that [`Nat::Forwarded`] forwards.
     pub const FORWARDED_PORT: u16 = 7777;
+    /// The port that [`Nat::OnlyHttps`] lets through.
+    pub const HTTPS_PORT: u16 = 443;
 
     /// Builds the network for a player behind `a` and one behind `b`.
     ///
