@@ -175,7 +175,7 @@ pub fn examine(server: &Path, doctor: &Path, nat: Nat) -> Result<String, LabErro
 }
 
 fn server_address() -> String {
-    format!("{}:3478", Lab::SERVER_IP)
+    format!("{}:{}", Lab::SERVER_IP, Lab::SERVER_PORT)
 }
 
 fn start_server(

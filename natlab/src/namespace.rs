@@ -20,7 +20,9 @@ pub enum Nat {
     Symmetric,
     /// Two port-restricted ones in a row: a home router behind a carrier's.
     Double,
-    /// As symmetric, with the 256 ports that a carrier has set aside for this customer (RFC 7422).
+    /// As symmetric, with the 256 ports that a carrier has set aside for this customer (RFC 7422). Flows to the server get the
+    /// lowest 64 of them if they go to its main port and the highest 64 if not, all others those between. So the server never
+    /// sees a port that leads to the customer from anywhere else, nor a step between two that foretells one.
     PortBlock,
     /// As symmetric, with one port forwarded to the player: [`Lab::FORWARDED_PORT`], UDP and TCP.
     Forwarded,
@@ -65,8 +67,23 @@ impl Nat {
             | Self::OnlyTcp
             | Self::OnlyHttps
             | Self::Forwarding => "masquerade fully-random",
-            Self::PortBlock => "meta l4proto { tcp, udp } masquerade to :20480-20735 fully-random",
             _ => "masquerade",
+        };
+        let postrouting = match self {
+            Self::PortBlock => {
+                let server = Lab::SERVER_IP;
+                let main = Lab::SERVER_PORT;
+                [
+                    (format!("ip daddr {server} th dport {main}"), "20480-20543"),
+                    (format!("ip daddr {server}"), "20672-20735"),
+                    (String::new(), "20544-20671"),
+                ]
+                .map(|(flows, ports)| {
+                    format!("oifname wan meta l4proto {{ tcp, udp }} {flows} masquerade to :{ports} fully-random;")
+                })
+                .concat()
+            }
+            _ => format!("oifname wan {masquerade};"),
         };
         let input = match self {
             Self::Remembers => "",
@@ -105,7 +122,7 @@ impl Nat {
         format!(
             "table ip natlab {{
                 chain prerouting {{ type nat hook prerouting priority -100; {prerouting} }}
-                chain postrouting {{ type nat hook postrouting priority 100; oifname wan {masquerade}; }}
+                chain postrouting {{ type nat hook postrouting priority 100; {postrouting} }}
                 chain forward {{ type filter hook forward priority 0; {whole} {forward} }}
                 chain input {{ type filter hook input priority 0; {input} }}
             }}"
@@ -193,6 +210,8 @@ pub struct Lab {
 impl Lab {
     /// The server's address in every laboratory.
     pub const SERVER_IP: &'static str = "203.0.113.1";
+    /// Its port.
+    pub const SERVER_PORT: u16 = 3478;
     /// A second address of the server's host.
     pub const SECOND_SERVER_IP: &'static str = "203.0.113.2";
     /// The port that [`Nat::Forwarded`] forwards.
