@@ -160,7 +160,7 @@ pub struct Link {
 
 impl Link {
     pub(crate) fn new(driver: Arc<Driver>, peer: SeatId) -> Result<Self, Error> {
-        let inbox = Driver::inbox(&mut driver.lock(), peer)?;
+        let inbox = driver.lock().inbox(peer)?;
         Ok(Self {
             driver,
             inbox,
