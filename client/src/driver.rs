@@ -7,7 +7,7 @@ mod guarded;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ pub(crate) struct Driver {
     turn: Option<Turn>,
     /// Kept until it is given back.
     mapping: Mutex<Option<Forwarding>>,
+    /// The port that it leads from; a renewal may change it.
+    mapped_port: Option<Arc<AtomicU16>>,
     server: SocketAddr,
     usual_ttl: u32,
     is_ipv4: bool,
@@ -87,8 +89,9 @@ impl Driver {
         let mapping = local_port
             .filter(|_| player.maps_port && !hides)
             .and_then(Forwarding::request);
-        if let Some(mapping) = &mapping {
-            config.reachable_port = Some(mapping.external_port());
+        let mapped_port = mapping.as_ref().map(Forwarding::external_port);
+        if let Some(port) = &mapped_port {
+            config.reachable_port = Some(port.load(Ordering::Relaxed));
         }
         let turn = match &player.turn_candidate {
             Some(server) if !hides && config.strategies.contains(Strategy::Turn) => {
@@ -107,6 +110,7 @@ impl Driver {
             socket,
             turn,
             mapping: Mutex::new(mapping),
+            mapped_port,
             server,
             usual_ttl,
             is_ipv4,
@@ -315,6 +319,10 @@ impl Driver {
         let wait = {
             let mut core = self.lock();
             let now = self.now();
+            if let Some(port) = &self.mapped_port {
+                core.agent
+                    .set_reachable_port(now, port.load(Ordering::Relaxed));
+            }
             if core.agent.poll_timeout().is_some_and(|at| at <= now) {
                 core.agent.handle_timeout(now);
             }
