@@ -203,7 +203,7 @@ impl PortMapping {
         socket.connect(self.gateway).ok()?;
         let client = socket.local_addr().ok()?.ip();
         let pcp = self.pcp_request(client, protocol, lifetime_secs);
-        match exchange(&socket, &pcp, |answer| {
+        match exchange(&socket, &pcp, &WAITS, |answer| {
             self.read_pcp(answer, protocol)
                 .or_else(|| speaks_nat_pmp_only(answer).then_some(Answer::Other))
         })? {
@@ -211,7 +211,7 @@ impl PortMapping {
             Answer::Refused => None,
             Answer::Other => {
                 let request = self.nat_pmp_request(protocol, lifetime_secs);
-                match exchange(&socket, &request, |answer| {
+                match exchange(&socket, &request, &WAITS, |answer| {
                     self.read_nat_pmp(answer, protocol)
                 })? {
                     Answer::Granted(granted) => Some(granted),
@@ -343,14 +343,15 @@ fn speaks_nat_pmp_only(answer: &[u8]) -> bool {
     answer.len() >= 4 && answer[0] == NAT_PMP
 }
 
-/// Sends until something comes that `read` understands.
-fn exchange(
+/// Sends until something comes that `read` understands, and waits so long after each time.
+pub(crate) fn exchange<T>(
     socket: &UdpSocket,
     request: &[u8],
-    read: impl Fn(&[u8]) -> Option<Answer>,
-) -> Option<Answer> {
-    let mut buffer = [0; 1_100];
-    for wait in WAITS {
+    waits: &[Duration],
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> Option<T> {
+    let mut buffer = [0; 2_048];
+    for &wait in waits {
         socket.send(request).ok()?;
         let until = Instant::now() + wait;
         loop {
