@@ -5,9 +5,11 @@
 //! cargo run -p waypost-client --example chat -- join BAD-KIF-ROM --name Ann
 //! ```
 
+mod options;
+
 use std::io::{self, BufRead};
 use std::sync::Arc;
-use std::{env, process, thread};
+use std::{process, thread};
 
 use waypost_client::{
     Error, HostConfig, JoinConfig, Link, Path, SeatId, Session, SessionEvent, describe,
@@ -16,48 +18,24 @@ use waypost_client::{
 const USAGE: &str = "usage: chat host|join CODE [--server HOST:PORT] [--name NAME]";
 const APPLICATION: &str = "waypost-chat";
 
-struct Options {
-    code: Option<String>,
-    server: String,
-    name: String,
-}
-
-fn options() -> Option<Options> {
-    let mut arguments = env::args().skip(1);
-    let mut hosts = false;
-    let mut options = Options {
-        code: None,
-        server: "127.0.0.1:3478".to_owned(),
-        name: format!("player {}", process::id()),
-    };
-    while let Some(option) = arguments.next() {
-        match option.as_str() {
-            "host" => hosts = true,
-            "join" => options.code = Some(arguments.next()?),
-            "--server" => options.server = arguments.next()?,
-            "--name" => options.name = arguments.next()?,
-            _ => return None,
-        }
-    }
-    (hosts != options.code.is_some()).then_some(options)
-}
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let Some(options) = options() else {
+    let mut name = format!("player {}", process::id());
+    let meeting = options::read(|option, value| (option == "--name").then(|| name = value));
+    let Some(meeting) = meeting else {
         eprintln!("{USAGE}");
         process::exit(2);
     };
-    let name = options.name.into_bytes();
-    let session = match &options.code {
+    let name = name.into_bytes();
+    let session = match &meeting.code {
         None => {
             let mut config = HostConfig::new(APPLICATION);
             config.player.data = name;
-            Session::host(&options.server, config)?
+            Session::host(&meeting.server, config)?
         }
         Some(code) => {
             let mut config = JoinConfig::new(APPLICATION);
             config.player.data = name;
-            Session::join(&options.server, code, config)?
+            Session::join(&meeting.server, code, config)?
         }
     };
     let session = Arc::new(session);

@@ -5,9 +5,11 @@
 //! cargo run -p waypost-client --example pingpong -- join BAD-KIF-ROM
 //! ```
 
+mod options;
+
 use std::error::Error;
 use std::time::{Duration, Instant};
-use std::{env, io, process, thread};
+use std::{io, process, thread};
 
 use waypost_client::{HostConfig, JoinConfig, Link, Session};
 
@@ -17,40 +19,19 @@ const RATE: u32 = 60;
 const PING: u8 = 1;
 const PONG: u8 = 2;
 
-struct Options {
-    code: Option<String>,
-    server: String,
-    seconds: u64,
-}
-
-fn options() -> Option<Options> {
-    let mut arguments = env::args().skip(1);
-    let mut hosts = false;
-    let mut options = Options {
-        code: None,
-        server: "127.0.0.1:3478".to_owned(),
-        seconds: 10,
-    };
-    while let Some(option) = arguments.next() {
-        match option.as_str() {
-            "host" => hosts = true,
-            "join" => options.code = Some(arguments.next()?),
-            "--server" => options.server = arguments.next()?,
-            "--seconds" => options.seconds = arguments.next()?.parse().ok()?,
-            _ => return None,
-        }
-    }
-    (hosts != options.code.is_some()).then_some(options)
-}
-
 fn main() -> Result<(), Box<dyn Error>> {
-    let Some(options) = options() else {
+    let mut seconds = 10;
+    let meeting = options::read(|option, value| {
+        seconds = value.parse().ok().filter(|_| option == "--seconds")?;
+        Some(())
+    });
+    let Some(meeting) = meeting else {
         eprintln!("{USAGE}");
         process::exit(2);
     };
-    let session = match &options.code {
-        None => Session::host(&options.server, HostConfig::new(APPLICATION))?,
-        Some(code) => Session::join(&options.server, code, JoinConfig::new(APPLICATION))?,
+    let session = match &meeting.code {
+        None => Session::host(&meeting.server, HostConfig::new(APPLICATION))?,
+        Some(code) => Session::join(&meeting.server, code, JoinConfig::new(APPLICATION))?,
     };
     println!("session {}; waiting for a player", session.code()?);
     let link = session.link(session.wait_member(None)?)?;
@@ -60,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let period = Duration::from_secs(1) / RATE;
     let mut due = Instant::now();
     let mut sent = 0u64;
-    while started.elapsed() < Duration::from_secs(options.seconds) {
+    while started.elapsed() < Duration::from_secs(seconds) {
         let mut ping = [PING; 9];
         ping[1..].copy_from_slice(&micros(started).to_be_bytes());
         match link.send(&ping) {

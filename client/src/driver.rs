@@ -3,87 +3,36 @@
 //! The thread sleeps in the socket's receive call, at most [`NAP`]: what other threads make due in the meantime
 //! is at most that late, so nobody ever has to wake it.
 
-use std::collections::{HashMap, VecDeque};
+mod guarded;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use waypost_proto::addr::Addr;
-use waypost_proto::agent::{
-    Agent, Attempt, Config, Event, Failure, ListedSession, NoPath, PathPolicy, Refused, RequestId,
-    SessionEvent, Strategy,
-};
+use waypost_proto::agent::{Agent, Config, NoPath, PathPolicy, Refused, RequestId, Strategy};
 use waypost_proto::message::{Messages, frame};
 use waypost_proto::time::Millis;
-use waypost_proto::wire::native::{LeaveReason, SeatId};
+use waypost_proto::wire::native::SeatId;
 
 use crate::conduit::Conduit;
 use crate::config::Player;
 use crate::error::Error;
-use crate::link::Inbox;
 use crate::port_mapping::Forwarding;
 use crate::readiness::Readiness;
 use crate::turn::Turn;
 
+pub(crate) use self::guarded::{Core, End, Outcome};
+
 /// The longest sleep.
 const NAP: Duration = Duration::from_millis(50);
-/// Events that wait for the caller. The oldest go first; the getters always know the current state.
-const EVENTS_MAX: usize = 1_024;
 /// Longer than any datagram of the protocol; what the buffer cuts fails its length check.
 const RECEIVE_BUFFER: usize = 2_048;
 /// Receive errors in a row after which the socket is taken for dead. Single ones are ICMP messages that some systems report.
 const RECEIVE_ERRORS_MAX: u32 = 100;
-
-/// How an operation ended.
-pub(crate) enum Outcome {
-    Done,
-    Listed(Vec<ListedSession>, Option<[u8; 8]>),
-    Failed(Failure),
-}
-
-/// Why there is no seat any more.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum End {
-    Left,
-    Removed(LeaveReason),
-    SeatLost,
-    Socket(io::ErrorKind),
-}
-
-impl From<End> for Error {
-    fn from(end: End) -> Self {
-        match end {
-            End::Left => Self::Left,
-            End::Removed(reason) => Self::Removed(reason),
-            End::SeatLost => Self::SeatLost,
-            End::Socket(kind) => Self::Io(kind.into()),
-        }
-    }
-}
-
-/// What the lock protects.
-pub(crate) struct Core {
-    pub(crate) agent: Agent,
-    pub(crate) events: VecDeque<SessionEvent>,
-    /// If the session has messages.
-    pub(crate) messages: Option<Messages>,
-    pub(crate) end: Option<End>,
-    /// When the thread stops even if the server has not answered LEAVE.
-    pub(crate) stop_at: Option<Instant>,
-    /// What became of streams to members.
-    pub(crate) streams: HashMap<SeatId, Attempt>,
-    outcomes: HashMap<RequestId, Outcome>,
-    inboxes: HashMap<SeatId, Arc<Inbox>>,
-    readiness: Arc<Readiness>,
-    frame: Vec<u8>,
-    /// A frame of messages, before it becomes one of the link.
-    message: Vec<u8>,
-    /// Whose inbox is looked into first.
-    inbox_turn: usize,
-}
 
 /// A socket and an agent.
 pub(crate) struct Driver {
@@ -92,6 +41,8 @@ pub(crate) struct Driver {
     turn: Option<Turn>,
     /// Kept until it is given back.
     mapping: Mutex<Option<Forwarding>>,
+    /// The port that it leads from; a renewal may change it.
+    mapped_port: Option<Arc<AtomicU16>>,
     server: SocketAddr,
     usual_ttl: u32,
     is_ipv4: bool,
@@ -138,8 +89,9 @@ impl Driver {
         let mapping = local_port
             .filter(|_| player.maps_port && !hides)
             .and_then(Forwarding::request);
-        if let Some(mapping) = &mapping {
-            config.reachable_port = Some(mapping.external_port());
+        let mapped_port = mapping.as_ref().map(Forwarding::external_port);
+        if let Some(port) = &mapped_port {
+            config.reachable_port = Some(port.load(Ordering::Relaxed));
         }
         let turn = match &player.turn_candidate {
             Some(server) if !hides && config.strategies.contains(Strategy::Turn) => {
@@ -158,24 +110,16 @@ impl Driver {
             socket,
             turn,
             mapping: Mutex::new(mapping),
+            mapped_port,
             server,
             usual_ttl,
             is_ipv4,
             started: Instant::now(),
-            core: Mutex::new(Core {
-                agent: Agent::new(Millis(0), config, seed),
-                events: VecDeque::new(),
+            core: Mutex::new(Core::new(
+                Agent::new(Millis(0), config, seed),
                 messages,
-                end: None,
-                stop_at: None,
-                streams: HashMap::new(),
-                outcomes: HashMap::new(),
-                inboxes: HashMap::new(),
-                readiness: Arc::clone(&readiness),
-                frame: Vec::new(),
-                message: Vec::new(),
-                inbox_turn: 0,
-            }),
+                Arc::clone(&readiness),
+            )),
             changed: Condvar::new(),
             readiness,
             nonblocking: AtomicBool::new(false),
@@ -245,22 +189,6 @@ impl Driver {
         Ok(request)
     }
 
-    /// The outcome of an operation, if it is known.
-    pub(crate) fn take_outcome(
-        core: &mut Core,
-        request: RequestId,
-    ) -> Option<Result<Outcome, Error>> {
-        let outcome = core.outcomes.remove(&request)?;
-        Some(match outcome {
-            Outcome::Failed(Failure::Rejected(rejected)) => Err(Error::Rejected(rejected)),
-            Outcome::Failed(Failure::Silent) => Err(Error::Silent),
-            Outcome::Failed(Failure::Unseated) => Err(core
-                .end
-                .map_or(Error::Refused(Refused::NotSeated), Error::from)),
-            done => Ok(done),
-        })
-    }
-
     /// Performs an operation, while another thread drives.
     pub(crate) fn perform(
         &self,
@@ -269,7 +197,7 @@ impl Driver {
         let request = self.begin(operation)?;
         let mut core = self.lock();
         loop {
-            if let Some(outcome) = Self::take_outcome(&mut core, request) {
+            if let Some(outcome) = core.take_outcome(request) {
                 return outcome;
             }
             if let Some(end) = core.end {
@@ -311,32 +239,6 @@ impl Driver {
         }
     }
 
-    /// The inbox of a member, which exists as soon as somebody asks or data come.
-    pub(crate) fn inbox(core: &mut Core, member: SeatId) -> Result<Arc<Inbox>, Error> {
-        if let Some(end) = core.end {
-            return Err(end.into());
-        }
-        if core.agent.member(member).is_none() {
-            return Err(Error::MemberLeft);
-        }
-        Ok(Arc::clone(Self::inbox_of(core, member)))
-    }
-
-    fn inbox_of(core: &mut Core, member: SeatId) -> &Arc<Inbox> {
-        let readiness = &core.readiness;
-        let inbox = || Arc::new(Inbox::new(Arc::clone(readiness)));
-        core.inboxes.entry(member).or_insert_with(inbox)
-    }
-
-    /// Takes a datagram out of any inbox, of every member in turn.
-    pub(crate) fn try_recv_from(core: &mut Core, buf: &mut [u8]) -> Option<(SeatId, usize)> {
-        let count = core.inboxes.len();
-        let first = core.inbox_turn.checked_rem(count)?;
-        core.inbox_turn = first + 1;
-        let mut inboxes = core.inboxes.iter().cycle().skip(first).take(count);
-        inboxes.find_map(|(member, inbox)| Some((*member, inbox.try_recv(buf)?)))
-    }
-
     /// Sends the frames of messages that are due.
     fn flush_messages(&self, core: &mut Core) {
         let now = self.now();
@@ -360,23 +262,6 @@ impl Driver {
         }
     }
 
-    /// When the agent or the messages have something to do.
-    fn next_timeout(core: &Core, now: Millis) -> Option<Millis> {
-        let messages = core
-            .messages
-            .as_ref()
-            .and_then(|messages| messages.poll_timeout(now));
-        core.agent.poll_timeout().into_iter().chain(messages).min()
-    }
-
-    /// Tells those who wait on the descriptor whether events or messages wait.
-    pub(crate) fn tell_news(core: &Core) -> bool {
-        let of_messages = core.messages.as_ref().is_some_and(Messages::has_event);
-        core.readiness
-            .set_news(of_messages || !core.events.is_empty());
-        of_messages
-    }
-
     /// Sends what the agent has to send and takes what it has to tell.
     pub(crate) fn flush(&self, core: &mut Core) {
         while let Some(transmit) = core.agent.poll_transmit() {
@@ -393,32 +278,14 @@ impl Driver {
                         drop(self.socket.send_to(&transmit.bytes, to));
                     }
                     if self.set_ttl(self.usual_ttl).is_err() {
-                        Self::finish(core, End::Socket(io::ErrorKind::Other));
+                        core.finish(End::Socket(io::ErrorKind::Other));
                     }
                 }
             }
         }
-        let mut changed = false;
-        while let Some(event) = core.agent.poll_event() {
-            changed = true;
-            match event {
-                Event::Done { request } => drop(core.outcomes.insert(request, Outcome::Done)),
-                Event::Failed { request, failure } => {
-                    core.outcomes.insert(request, Outcome::Failed(failure));
-                }
-                Event::Listed {
-                    request,
-                    sessions,
-                    next,
-                } => {
-                    core.outcomes
-                        .insert(request, Outcome::Listed(sessions, next));
-                }
-                Event::Session(event) => Self::note(self.now(), core, event),
-            }
-        }
+        let mut changed = core.take_events(self.now());
         self.flush_messages(core);
-        changed |= Self::tell_news(core);
+        changed |= core.tell_news();
         if changed {
             self.changed.notify_all();
         }
@@ -434,38 +301,6 @@ impl Driver {
         } else {
             options.set_unicast_hops_v6(ttl)
         }
-    }
-
-    fn note(now: Millis, core: &mut Core, event: SessionEvent) {
-        if let Some(messages) = &mut core.messages {
-            match event {
-                SessionEvent::MemberJoined(id) => messages.member_joined(now, id),
-                SessionEvent::MemberLeft(id, _) => messages.member_left(id),
-                _ => {}
-            }
-        }
-        match event {
-            SessionEvent::MemberLeft(id, _) => {
-                core.streams.remove(&id);
-                if let Some(inbox) = core.inboxes.remove(&id) {
-                    inbox.close();
-                }
-            }
-            SessionEvent::Removed(reason) => Self::finish(core, End::Removed(reason)),
-            SessionEvent::SeatLost => Self::finish(core, End::SeatLost),
-            _ => {}
-        }
-        if core.events.len() == EVENTS_MAX {
-            core.events.pop_front();
-        }
-        core.events.push_back(event);
-    }
-
-    /// Notes the end of the seat, once.
-    pub(crate) fn finish(core: &mut Core, end: End) {
-        core.end.get_or_insert(end);
-        core.inboxes.drain().for_each(|(_, inbox)| inbox.close());
-        core.readiness.set_ended();
     }
 
     /// Gives the port back that the router forwards, if it forwards one.
@@ -484,11 +319,15 @@ impl Driver {
         let wait = {
             let mut core = self.lock();
             let now = self.now();
+            if let Some(port) = &self.mapped_port {
+                core.agent
+                    .set_reachable_port(now, port.load(Ordering::Relaxed));
+            }
             if core.agent.poll_timeout().is_some_and(|at| at <= now) {
                 core.agent.handle_timeout(now);
             }
             self.flush(&mut core);
-            let due = Self::next_timeout(&core, now).map(|at| at.since(now));
+            let due = core.next_timeout(now).map(|at| at.since(now));
             // A timeout of zero would mean to wait for ever.
             due.map_or(NAP, |ms| NAP.min(Duration::from_millis(ms.max(1))))
         };
@@ -503,7 +342,7 @@ impl Driver {
                 let now = self.now();
                 let delivery = core.agent.handle_datagram(now, from.into(), bytes);
                 if let Some(delivery) = delivery {
-                    Self::deliver(now, &mut core, delivery.from, &bytes[delivery.range]);
+                    core.deliver(now, delivery.from, &bytes[delivery.range]);
                 }
                 self.flush(&mut core);
             }
@@ -514,23 +353,12 @@ impl Driver {
                 kind => {
                     receiver.errors += 1;
                     if receiver.errors >= RECEIVE_ERRORS_MAX {
-                        Self::finish(&mut self.lock(), End::Socket(kind));
+                        self.lock().finish(End::Socket(kind));
                         self.notify();
                     }
                 }
             },
         }
-    }
-
-    fn deliver(now: Millis, core: &mut Core, from: SeatId, data: &[u8]) {
-        let data = match (&mut core.messages, data) {
-            (None, data) | (Some(_), [frame::RAW, data @ ..]) => data,
-            (Some(messages), data) => {
-                messages.handle(now, from, data);
-                return;
-            }
-        };
-        Self::inbox_of(core, from).push(data);
     }
 
     /// Whether there is a TURN server for [`Driver::run_turn`].
@@ -559,7 +387,7 @@ impl Driver {
                     let now = self.now();
                     let delivery = core.agent.handle_turn_datagram(now, from.into(), bytes);
                     if let Some(delivery) = delivery {
-                        Self::deliver(now, &mut core, delivery.from, &bytes[delivery.range]);
+                        core.deliver(now, delivery.from, &bytes[delivery.range]);
                     }
                     self.flush(&mut core);
                 }
@@ -585,7 +413,7 @@ impl Driver {
                 let stop = core.stop_at.is_some_and(|at| at <= Instant::now());
                 let left = core.stop_at.is_some() && core.agent.seat().is_none();
                 if stop || left {
-                    Self::finish(&mut core, End::Left);
+                    core.finish(End::Left);
                 }
                 if core.end.is_some() {
                     drop(core);

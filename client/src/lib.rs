@@ -3,6 +3,7 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
 //! use waypost_client::{HostConfig, JoinConfig, Session};
 //!
 //! // One player:
@@ -13,6 +14,7 @@
 //! let guest = Session::join("203.0.113.5:3478", "BAD-KIF-ROM", JoinConfig::new("my-game"))?;
 //! let link = guest.link(guest.wait_member(None)?)?;
 //! link.send(b"hello")?;
+//! link.set_read_timeout(Some(Duration::from_secs(1)))?;
 //! let mut buf = [0; 1500];
 //! let len = link.recv(&mut buf)?;
 //! # Ok(()) }

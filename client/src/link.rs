@@ -132,15 +132,23 @@ impl Inbox {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let server = waypost_server::serve::Server::start_with(&[])?;
 /// # let server = server.main_addr();
+/// use std::io::ErrorKind;
+/// use std::time::Duration;
 /// use waypost_client::{HostConfig, JoinConfig, Session};
 ///
 /// let host = Session::host(server, HostConfig::new("my-game"))?;
 /// let guest = Session::join(server, &host.code()?.to_string(), JoinConfig::new("my-game"))?;
 /// let up = guest.link(guest.wait_member(None)?)?;
 /// let down = host.link(host.wait_member(None)?)?;
-/// up.send(b"hello")?;
+/// down.set_read_timeout(Some(Duration::from_millis(200)))?;
 /// let mut buf = [0; 1500];
-/// let len = down.recv(&mut buf)?;
+/// let len = loop {
+///     up.send(b"hello")?;
+///     match down.recv(&mut buf) {
+///         Err(error) if error.kind() == ErrorKind::TimedOut => {} // lost: send it again
+///         received => break received?,
+///     }
+/// };
 /// assert_eq!(&buf[..len], b"hello");
 /// # Ok(()) }
 /// ```
@@ -152,7 +160,7 @@ pub struct Link {
 
 impl Link {
     pub(crate) fn new(driver: Arc<Driver>, peer: SeatId) -> Result<Self, Error> {
-        let inbox = Driver::inbox(&mut driver.lock(), peer)?;
+        let inbox = driver.lock().inbox(peer)?;
         Ok(Self {
             driver,
             inbox,

@@ -61,7 +61,7 @@ fn list_from(
     for _ in 0..PAGES_MAX {
         let request = driver.begin(|agent, now| agent.list(now, filter.clone(), cursor))?;
         let outcome = loop {
-            if let Some(outcome) = Driver::take_outcome(&mut driver.lock(), request) {
+            if let Some(outcome) = driver.lock().take_outcome(request) {
                 break outcome?;
             }
             driver.turn(&mut receiver);

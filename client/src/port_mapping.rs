@@ -4,6 +4,8 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -35,7 +37,8 @@ const RETRY: Duration = Duration::from_secs(60);
 /// gives the port back.
 #[derive(Debug)]
 pub(crate) struct Forwarding {
-    external_port: u16,
+    /// As the router granted it last.
+    external_port: Arc<AtomicU16>,
     /// Hanging up ends the thread.
     hold: Option<mpsc::Sender<()>>,
     keeper: Option<JoinHandle<()>>,
@@ -54,7 +57,8 @@ impl Forwarding {
 
     /// Keeps a mapping; `pace` says after what part of the time that is left of it the next renewal is due.
     fn keep(mut mapping: Mapping, pace: fn(Duration) -> Duration) -> Option<Self> {
-        let external_port = mapping.external_port();
+        let external_port = Arc::new(AtomicU16::new(mapping.external_port()));
+        let told = Arc::clone(&external_port);
         let (hold, held) = mpsc::channel();
         let keeper = thread::Builder::new()
             .name("waypost-port".to_owned())
@@ -67,6 +71,7 @@ impl Forwarding {
                     }
                     if mapping.renew() {
                         lapses = Instant::now() + mapping.lifetime();
+                        told.store(mapping.external_port(), Ordering::Relaxed);
                     }
                 }
             })
@@ -78,8 +83,9 @@ impl Forwarding {
         })
     }
 
-    pub(crate) const fn external_port(&self) -> u16 {
-        self.external_port
+    /// The port that the router forwards, which a renewal may change.
+    pub(crate) fn external_port(&self) -> Arc<AtomicU16> {
+        Arc::clone(&self.external_port)
     }
 }
 
@@ -124,7 +130,7 @@ impl Mapping {
         })
     }
 
-    /// Asks for the same again; returns whether the router grants it.
+    /// Asks for the same again; returns whether the router grants that, or another port in its place.
     fn renew(&mut self) -> bool {
         match self {
             Self::Pcp(mapping) => mapping.renew(),
@@ -178,16 +184,17 @@ impl PortMapping {
         Some(mapping)
     }
 
-    /// Asks for the same port again. Another one would be of no use, as the players were told this one.
+    /// Asks for the same port again, and takes another one if the router gives that: it may have forgotten what it gave away.
     fn renew(&mut self) -> bool {
         let Some(granted) = self.ask(Protocol::Udp, LIFETIME_SECS) else {
             return false;
         };
+        self.external_port = granted.port;
+        self.lifetime_secs = granted.lifetime_secs;
         if self.has_tcp {
             let _ = self.ask(Protocol::Tcp, LIFETIME_SECS);
         }
-        self.lifetime_secs = granted.lifetime_secs;
-        granted.port == self.external_port
+        true
     }
 
     /// What the gateway answers.
@@ -196,7 +203,7 @@ impl PortMapping {
         socket.connect(self.gateway).ok()?;
         let client = socket.local_addr().ok()?.ip();
         let pcp = self.pcp_request(client, protocol, lifetime_secs);
-        match exchange(&socket, &pcp, |answer| {
+        match exchange(&socket, &pcp, &WAITS, |answer| {
             self.read_pcp(answer, protocol)
                 .or_else(|| speaks_nat_pmp_only(answer).then_some(Answer::Other))
         })? {
@@ -204,7 +211,7 @@ impl PortMapping {
             Answer::Refused => None,
             Answer::Other => {
                 let request = self.nat_pmp_request(protocol, lifetime_secs);
-                match exchange(&socket, &request, |answer| {
+                match exchange(&socket, &request, &WAITS, |answer| {
                     self.read_nat_pmp(answer, protocol)
                 })? {
                     Answer::Granted(granted) => Some(granted),
@@ -336,14 +343,15 @@ fn speaks_nat_pmp_only(answer: &[u8]) -> bool {
     answer.len() >= 4 && answer[0] == NAT_PMP
 }
 
-/// Sends until something comes that `read` understands.
-fn exchange(
+/// Sends until something comes that `read` understands, and waits so long after each time.
+pub(crate) fn exchange<T>(
     socket: &UdpSocket,
     request: &[u8],
-    read: impl Fn(&[u8]) -> Option<Answer>,
-) -> Option<Answer> {
-    let mut buffer = [0; 1_100];
-    for wait in WAITS {
+    waits: &[Duration],
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> Option<T> {
+    let mut buffer = [0; 2_048];
+    for &wait in waits {
         socket.send(request).ok()?;
         let until = Instant::now() + wait;
         loop {
@@ -455,7 +463,7 @@ mod tests {
         let mapping = PortMapping::request_of(at, 4_000).unwrap();
         assert_eq!(mapping.lifetime_secs, LIFETIME_SECS);
         let kept = Forwarding::keep(Mapping::Pcp(mapping), |_| Duration::from_millis(1)).unwrap();
-        assert_eq!(kept.external_port(), 61_000);
+        assert_eq!(kept.external_port().load(Ordering::Relaxed), 61_000);
         let next = || log.recv_timeout(Duration::from_secs(30)).unwrap();
         for _ in 0..4 {
             let both = [next(), next()];
@@ -468,6 +476,22 @@ mod tests {
             .take(2)
             .collect();
         assert_eq!(end, [(17, 0), (6, 0)]);
+    }
+
+    #[test]
+    fn another_port_takes_the_place_of_one_that_the_router_forgot() {
+        let mut port = 61_000;
+        let at = gateway(move |request| {
+            // The first two requests are for both protocols.
+            if request[0] == PCP && request[36] == 17 && request[42..44] != [0x0f, 0xa0] {
+                port = 61_002;
+            }
+            Some(pcp_answer(request, 0, port))
+        });
+        let mut mapping = PortMapping::request_of(at, 4_000).unwrap();
+        assert_eq!((mapping.external_port, mapping.has_tcp), (61_000, true));
+        assert!(mapping.renew());
+        assert_eq!(mapping.external_port, 61_002);
     }
 
     #[test]

@@ -5,12 +5,12 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
-use crate::port_mapping::LIFETIME_SECS;
+use crate::port_mapping::{LIFETIME_SECS, exchange};
 
 /// Where gateways listen for searches (UPnP Device Architecture 1.1 section 1.3.2, which also allows to ask one host).
 const SEARCH_PORT: u16 = 1900;
-const SEARCH_TRIES: u32 = 3;
-const SEARCH_WAIT: Duration = Duration::from_millis(400);
+/// How long an answer is waited for, each time that it is asked.
+const SEARCH_WAITS: [Duration; 3] = [Duration::from_millis(400); 3];
 const HTTP_TIMEOUT: Duration = Duration::from_secs(2);
 /// No description or answer is read further than this.
 const BODY_MAX: u64 = 128 * 1024;
@@ -144,29 +144,9 @@ fn search(gateway: SocketAddr) -> Option<(SocketAddr, String)> {
     let request = format!(
         "M-SEARCH * HTTP/1.1\r\nHOST: {gateway}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\n\r\n"
     );
-    let mut buffer = [0; 2_048];
-    for _ in 0..SEARCH_TRIES {
-        socket.send(request.as_bytes()).ok()?;
-        let until = Instant::now() + SEARCH_WAIT;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || socket.set_read_timeout(Some(left)).is_err() {
-                break;
-            }
-            match socket.recv(&mut buffer) {
-                Ok(len) => {
-                    let answer = String::from_utf8_lossy(&buffer[..len]);
-                    if let Some(found) = location(&answer, gateway.ip()) {
-                        return Some(found);
-                    }
-                }
-                // Nobody listens there.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return None,
-                Err(_) => {}
-            }
-        }
-    }
-    None
+    exchange(&socket, request.as_bytes(), &SEARCH_WAITS, |answer| {
+        location(&String::from_utf8_lossy(answer), gateway.ip())
+    })
 }
 
 /// The LOCATION of an answer to a search, if it is on the gateway itself.

@@ -75,17 +75,18 @@ pub fn meet(
     server_options: &[&str],
     player_options: &[&str],
 ) -> Result<[Meeting; 2], LabError> {
-    meet_as(programs, (a, b), server_options, [player_options; 2])
+    let servers = [server_options, &[]];
+    meet_as(programs, (a, b), servers, [player_options; 2])
 }
 
-/// As [`meet`], with options of each player's own.
+/// As [`meet`], with options of the session's server, of the TURN server, and of each player's own.
 ///
 /// # Errors
 /// As [`meet`].
 pub fn meet_as(
     programs: &Programs,
     nats: (Nat, Nat),
-    server_options: &[&str],
+    server_options: [&[&str]; 2],
     player_options: [&[&str]; 2],
 ) -> Result<[Meeting; 2], LabError> {
     let address = server_address();
@@ -107,7 +108,7 @@ pub fn meet_foreign(
     let listen = format!("--{dialect}-listen");
     let options = [&[&*listen, &*address], server_options].concat();
     let arguments = [(); 2].map(|()| vec![dialect, &address]);
-    run(programs, nats, &options, arguments, "--id-file")
+    run(programs, nats, [&options, &[]], arguments, "--id-file")
 }
 
 /// Lets a host behind the first NAT and a guest behind the second do as their arguments say; a file that both can reach is
@@ -115,7 +116,7 @@ pub fn meet_foreign(
 fn run<T: DeserializeOwned>(
     programs: &Programs,
     (a, b): (Nat, Nat),
-    server_options: &[&str],
+    [server_options, turn_options]: [&[&str]; 2],
     [host_arguments, guest_arguments]: [Vec<&str>; 2],
     file_option: &str,
 ) -> Result<[T; 2], LabError> {
@@ -126,7 +127,7 @@ fn run<T: DeserializeOwned>(
     // The laboratory's addresses are those of documentation, which no public server relays to.
     let account = ["--user", "ann:sesame", "--allow-peer", "203.0.113.0/24"];
     let listen = ["--listen", &relay, "--allow-peer", "198.51.100.0/24"];
-    let turn = [account, listen].concat();
+    let turn = [&account[..], &listen, turn_options].concat();
     let _turn = start(&lab, &programs.server, &scratch.0.join("turn"), &turn)?;
     let mut gateways = Vec::new();
     for (side, nat) in [(Side::A, a), (Side::B, b)] {
@@ -174,7 +175,7 @@ pub fn examine(server: &Path, doctor: &Path, nat: Nat) -> Result<String, LabErro
 }
 
 fn server_address() -> String {
-    format!("{}:3478", Lab::SERVER_IP)
+    format!("{}:{}", Lab::SERVER_IP, Lab::SERVER_PORT)
 }
 
 fn start_server(

@@ -20,7 +20,9 @@ pub enum Nat {
     Symmetric,
     /// Two port-restricted ones in a row: a home router behind a carrier's.
     Double,
-    /// As symmetric, with the 256 ports that a carrier has set aside for this customer (RFC 7422).
+    /// As symmetric, with the 256 ports that a carrier has set aside for this customer (RFC 7422). Flows to the server get the
+    /// lowest 64 of them if they go to its main port and the highest 64 if not, all others those between. So the server never
+    /// sees a port that leads to the customer from anywhere else, nor a step between two that foretells one.
     PortBlock,
     /// As symmetric, with one port forwarded to the player: [`Lab::FORWARDED_PORT`], UDP and TCP.
     Forwarded,
@@ -30,6 +32,8 @@ pub enum Nat {
     NoUdp,
     /// Symmetric, with a firewall that lets no UDP through at all.
     OnlyTcp,
+    /// Symmetric, with a firewall that lets nothing through but TCP to port [`Lab::HTTPS_PORT`], and resets other connections.
+    OnlyHttps,
     /// Port-restricted, with a firewall that lets TCP through to and from the server only.
     NoTcp,
     /// Symmetric, with a firewall that lets UDP through to and from the server only.
@@ -61,9 +65,25 @@ impl Nat {
             | Self::Forwarded
             | Self::SymmetricNoUdp
             | Self::OnlyTcp
+            | Self::OnlyHttps
             | Self::Forwarding => "masquerade fully-random",
-            Self::PortBlock => "meta l4proto { tcp, udp } masquerade to :20480-20735 fully-random",
             _ => "masquerade",
+        };
+        let postrouting = match self {
+            Self::PortBlock => {
+                let server = Lab::SERVER_IP;
+                let main = Lab::SERVER_PORT;
+                [
+                    (format!("ip daddr {server} th dport {main}"), "20480-20543"),
+                    (format!("ip daddr {server}"), "20672-20735"),
+                    (String::new(), "20544-20671"),
+                ]
+                .map(|(flows, ports)| {
+                    format!("oifname wan meta l4proto {{ tcp, udp }} {flows} masquerade to :{ports} fully-random;")
+                })
+                .concat()
+            }
+            _ => format!("oifname wan {masquerade};"),
         };
         let input = match self {
             Self::Remembers => "",
@@ -84,9 +104,16 @@ impl Nat {
             Self::NoTcp => Some("tcp"),
             _ => None,
         };
-        let all_udp = match self {
-            Self::OnlyTcp => "meta l4proto udp drop;",
-            _ => "",
+        let whole = match self {
+            Self::OnlyTcp => "meta l4proto udp drop;".to_owned(),
+            Self::OnlyHttps => {
+                let port = Lab::HTTPS_PORT;
+                // Not as one rule with two "!=", which nft merges to one comparison of both ports.
+                format!(
+                    "tcp dport {port} accept; tcp sport {port} accept; meta l4proto tcp reject with tcp reset; drop;"
+                )
+            }
+            _ => String::new(),
         };
         let forward = blocked.map_or(String::new(), |protocol| {
             let server = Lab::SERVER_IP;
@@ -95,8 +122,8 @@ impl Nat {
         format!(
             "table ip natlab {{
                 chain prerouting {{ type nat hook prerouting priority -100; {prerouting} }}
-                chain postrouting {{ type nat hook postrouting priority 100; oifname wan {masquerade}; }}
-                chain forward {{ type filter hook forward priority 0; {all_udp} {forward} }}
+                chain postrouting {{ type nat hook postrouting priority 100; {postrouting} }}
+                chain forward {{ type filter hook forward priority 0; {whole} {forward} }}
                 chain input {{ type filter hook input priority 0; {input} }}
             }}"
         )
@@ -115,6 +142,7 @@ impl fmt::Display for Nat {
             Self::Forwarded => "symmetric with a forwarded port",
             Self::NoUdp => "no UDP but to the server",
             Self::OnlyTcp => "symmetric, no UDP",
+            Self::OnlyHttps => "symmetric, nothing but HTTPS",
             Self::Forwarding => "symmetric, forwards on request",
             Self::NoTcp => "no TCP but to the server",
             Self::SymmetricNoUdp => "symmetric, no UDP but to the server",
@@ -182,10 +210,14 @@ pub struct Lab {
 impl Lab {
     /// The server's address in every laboratory.
     pub const SERVER_IP: &'static str = "203.0.113.1";
+    /// Its port.
+    pub const SERVER_PORT: u16 = 3478;
     /// A second address of the server's host.
     pub const SECOND_SERVER_IP: &'static str = "203.0.113.2";
     /// The port that [`Nat::Forwarded`] forwards.
     pub const FORWARDED_PORT: u16 = 7777;
+    /// The port that [`Nat::OnlyHttps`] lets through.
+    pub const HTTPS_PORT: u16 = 443;
 
     /// Builds the network for a player behind `a` and one behind `b`.
     ///

@@ -13,11 +13,9 @@ use crate::addr::{Addr, ClientAddr};
 use crate::dialect::{Dialect, DialectConfig, Dialects, count_small_of_noray};
 use crate::forwarding::hairpin::HairpinPlan;
 use crate::forwarding::{
-    Forward, ForwardingCapacity, ForwardingTable, NoRoom, NotForwarded, NotRelayed, Service,
-    SocketIndex,
+    Forward, ForwardingCapacity, ForwardingTable, NotForwarded, NotRelayed, Service, SocketIndex,
 };
-use crate::lobby::door::{DoorAnswer, DoorRequest};
-use crate::lobby::{Asked, Lobby, LobbyConfig, Mail, Origin, Outbox, StreamSerial, TimerKey, Turn};
+use crate::lobby::{Lobby, LobbyConfig, Outbox, StreamSerial, TimerKey, Turn};
 use crate::nonce::{NonceKeys, ServerSecret};
 use crate::stats::{Counter, Counters};
 use crate::ticket::Sealer;
@@ -25,8 +23,8 @@ use crate::time::{Millis, WallClock};
 use crate::timer_wheel::TimerWheel;
 use crate::turn::reservation::Seal;
 use crate::turn::{IcmpError, RelayRefusal, Step, TurnConfig, TurnService};
-use crate::wire::native::{self, BadFields, Fields, SeatHandle, code};
-use crate::wire::stun::{self, Class, Integrity, Message, MessageWriter};
+use crate::wire::native;
+use crate::wire::stun::{self, Class, Message};
 use crate::wire::{self, Kind};
 
 use self::streams::OpenStreams;
@@ -196,6 +194,8 @@ macro_rules! step {
     };
 }
 
+mod mail;
+mod requests;
 mod streams;
 
 impl Shard {
@@ -444,228 +444,6 @@ impl Shard {
         }
     }
 
-    /// A native request: nothing happens before its source is proved, and then on the shard that owns what it is about.
-    fn handle_native(
-        &mut self,
-        now: Millis,
-        socket: SocketIndex,
-        source: ClientAddr,
-        role: SocketRole,
-        message: &Message<'_>,
-    ) -> Result<(), Counter> {
-        let unix_secs = self.wall.unix_secs(now);
-        let nonce = message.find(stun::attr::NONCE);
-        let proof = nonce.map(|nonce| self.nonces.verify(unix_secs, source, nonce));
-        let proven = match proof {
-            Some(Ok(proven)) => proven,
-            None => {
-                return self.challenge(unix_secs, socket, source, message, code::UNAUTHENTICATED);
-            }
-            Some(Err(_)) => {
-                return self.challenge(unix_secs, socket, source, message, code::STALE_NONCE);
-            }
-        };
-        let stream = self.streams.serial(socket, source);
-        if stream.is_none() && matches!(role, SocketRole::Stream { .. }) {
-            return Err(Counter::DropStale);
-        }
-        let origin = Origin {
-            addr: proven,
-            socket,
-            home: self.index,
-            stream,
-        };
-        if self.forwarding.is_turn(socket, source) {
-            self.answer_error(origin, message, code::MISMATCH);
-            return Ok(());
-        }
-        match Fields::read(message) {
-            Ok(fields) => {
-                if !self.access.admits(unix_secs, message, &fields) {
-                    self.counters.count(Counter::CredentialFailures);
-                    return self.challenge(
-                        unix_secs,
-                        socket,
-                        source,
-                        message,
-                        code::UNAUTHENTICATED,
-                    );
-                }
-                self.dispatch(now, origin, message, &fields);
-            }
-            Err(bad) => self.answer_bad_fields(origin, message, bad),
-        }
-        Ok(())
-    }
-
-    /// Asks a source to prove its address. The answer is never larger than the request.
-    fn challenge(
-        &mut self,
-        unix_secs: u64,
-        socket: SocketIndex,
-        source: ClientAddr,
-        message: &Message<'_>,
-        error: u16,
-    ) -> Result<(), Counter> {
-        if message.bytes().len() < native::FIRST_ANSWER_LEN {
-            return Err(Counter::DropUnpadded);
-        }
-        self.counters.count(Counter::UnprovenReplies);
-        let nonce = self.nonces.issue(unix_secs, source);
-        let start = self.outbox.bytes.len();
-        MessageWriter::answer(&mut self.outbox.bytes, message, Class::Error)
-            .error_code(error)
-            .attribute(stun::attr::NONCE, &nonce)
-            .finish();
-        self.outbox.transmit(socket, source.0, start);
-        Ok(())
-    }
-
-    fn answer_error(&mut self, origin: Origin, message: &Message<'_>, error: u16) {
-        self.counters.count(Counter::NativeErrors);
-        let start = self.outbox.bytes.len();
-        MessageWriter::answer(&mut self.outbox.bytes, message, Class::Error)
-            .error_code(error)
-            .finish();
-        self.outbox
-            .transmit(origin.socket, origin.addr.addr(), start);
-    }
-
-    fn answer_bad_fields(&mut self, origin: Origin, message: &Message<'_>, bad: BadFields) {
-        self.counters.count(Counter::NativeErrors);
-        let start = self.outbox.bytes.len();
-        let mut writer = MessageWriter::answer(&mut self.outbox.bytes, message, Class::Error);
-        match bad {
-            BadFields::Malformed => writer.error_code(code::BAD_REQUEST),
-            BadFields::Unknown(kind) => writer
-                .error_code(code::UNKNOWN_ATTRIBUTE)
-                .unknown_attributes(&[kind]),
-        };
-        writer.finish();
-        self.outbox
-            .transmit(origin.socket, origin.addr.addr(), start);
-    }
-
-    /// Serves a request here or mails it to its owner.
-    fn dispatch(
-        &mut self,
-        now: Millis,
-        origin: Origin,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
-    ) {
-        let seated = self
-            .forwarding
-            .seat_of(origin.socket, ClientAddr(origin.addr.addr()));
-        let owner = self
-            .placement
-            .owner(message.method(), fields, seated)
-            .unwrap_or(self.index);
-        if owner == self.index {
-            self.serve(now, origin, seated, message, fields);
-        } else {
-            let bytes = message.bytes().into();
-            let mail = Mail::Request {
-                origin,
-                seated,
-                bytes,
-            };
-            self.outbox.mail.push((owner, mail));
-        }
-    }
-
-    fn serve(
-        &mut self,
-        now: Millis,
-        origin: Origin,
-        seated: Option<SeatHandle>,
-        message: &Message<'_>,
-        fields: &Fields<'_>,
-    ) {
-        let seated = seated.filter(|_| owner::seats_anew(message.method()));
-        let turn = turn!(self, now);
-        let asked = Asked {
-            origin,
-            message,
-            fields,
-        };
-        match seated {
-            Some(seat) => self.lobby.handle_second_seating(turn, asked, seat),
-            None => self.lobby.handle_request(turn, asked, self.draining),
-        }
-        self.deliver_own_mail(now);
-    }
-
-    fn handle_acknowledgement(
-        &mut self,
-        now: Millis,
-        socket: SocketIndex,
-        source: ClientAddr,
-        message: &Message<'_>,
-    ) -> Result<(), Counter> {
-        let handle = message
-            .find(native::attr::SEAT_HANDLE)
-            .and_then(native::SeatHandle::from_bytes)
-            .ok_or(Counter::DropParse)?;
-        let owner = handle.code.owner(self.count);
-        if owner == self.index {
-            self.lobby.handle_acknowledgement(turn!(self, now), message);
-            self.deliver_own_mail(now);
-            return Ok(());
-        }
-        // Only a member, or one that just was, may make this shard write to another.
-        let is_member = self.forwarding.seat_of(socket, source) == Some(handle);
-        let was_member = || {
-            let token = self.sealer.token(handle);
-            message.verify_integrity(Integrity::Sha256Truncated, &token)
-        };
-        if !is_member && !was_member() {
-            return Err(Counter::DropStale);
-        }
-        let bytes = message.bytes().into();
-        self.outbox
-            .mail
-            .push((owner, Mail::Acknowledgement { bytes }));
-        Ok(())
-    }
-
-    /// Takes in a message of another shard or of the control thread.
-    pub fn handle_mail(&mut self, now: Millis, mail: Mail) {
-        match mail {
-            Mail::Request {
-                origin,
-                seated,
-                bytes,
-            } => {
-                let message = Message::parse(&bytes).expect("the sending shard parsed it");
-                let fields = Fields::read(&message).expect("the sending shard read it");
-                self.serve(now, origin, seated, &message, &fields);
-            }
-            Mail::Acknowledgement { bytes } => {
-                let message = Message::parse(&bytes).expect("the sending shard parsed it");
-                self.lobby
-                    .handle_acknowledgement(turn!(self, now), &message);
-            }
-            Mail::FromGuest {
-                socket,
-                source,
-                home,
-                stream,
-                bytes,
-            } => self.handle_guest(now, socket, source, (home, stream), &bytes),
-            Mail::Door { id, request } => {
-                let answer = self.handle_door(now, *request);
-                self.outbox.door.push((id, answer));
-            }
-            install => self.install(now, install),
-        }
-        self.deliver_own_mail(now);
-    }
-
-    fn handle_door(&mut self, now: Millis, request: DoorRequest) -> DoorAnswer {
-        self.lobby.handle_door(turn!(self, now), request)
-    }
-
     /// Lets time pass. If that comes much later than [`Shard::poll_timeout`] asked, because the process or the machine stood
     /// still, nobody loses a seat by it.
     pub fn handle_timeout(&mut self, now: Millis) {
@@ -754,126 +532,6 @@ impl Shard {
     pub fn rotate_secret(&mut self, secret: ServerSecret) {
         self.nonces.rotate(secret.clone());
         self.sealer.rotate(secret);
-    }
-
-    /// Mail to oneself does not leave the house.
-    fn deliver_own_mail(&mut self, now: Millis) {
-        let own = self.index;
-        while self.outbox.mail.iter().any(|(shard, _)| *shard == own) {
-            let mut mail = std::mem::take(&mut self.outbox.mail);
-            for (_, mail) in mail.extract_if(.., |(shard, _)| *shard == own) {
-                self.install(now, mail);
-            }
-            // What it caused comes after what was there before.
-            mail.append(&mut self.outbox.mail);
-            self.outbox.mail = mail;
-        }
-    }
-
-    /// Carries out mail about the forwarding table.
-    fn install(&mut self, now: Millis, mail: Mail) {
-        match mail {
-            Mail::AddFlow {
-                socket,
-                source,
-                stream,
-                handle,
-            } => {
-                let client = ClientAddr(source.addr());
-                if let Some(stream) = stream
-                    && self.streams.serial(socket, client) != Some(stream)
-                {
-                    self.mail_stream_ended(handle, socket, stream);
-                    return;
-                }
-                match self.forwarding.add_flow(socket, client, handle) {
-                    Ok(None) => {}
-                    Ok(Some(handle)) => self.outbox.mail.push((
-                        handle.code.owner(self.count),
-                        Mail::Displaced {
-                            handle,
-                            socket,
-                            source,
-                        },
-                    )),
-                    Err(NoRoom) => self.counters.count(Counter::DropNoFlow),
-                }
-            }
-            Mail::Displaced {
-                handle,
-                socket,
-                source,
-            } => self
-                .lobby
-                .handle_displaced(turn!(self, now), handle, socket, source),
-            Mail::StreamEnded {
-                handle,
-                socket,
-                stream,
-            } => self
-                .lobby
-                .handle_stream_ended(turn!(self, now), handle, socket, stream),
-            Mail::RemoveFlow {
-                socket,
-                source,
-                handle,
-            } => self
-                .forwarding
-                .remove_flow(socket, ClientAddr(source.addr()), handle),
-            Mail::AddGuest {
-                socket,
-                source,
-                owner,
-                stream,
-                answer,
-            } => self.add_guest(socket, source, owner, stream, &answer),
-            Mail::GuestStreamEnded {
-                socket,
-                source,
-                stream,
-            } => {
-                let turn = &mut self.turn;
-                turn.handle_guest_stream_ended(step!(self, now), socket, source, stream);
-            }
-            Mail::GuestLeft { socket, source, id } => self.turn.note_deletion(socket, source, id),
-            Mail::RemoveGuest {
-                socket,
-                source,
-                owner,
-            } => self.forwarding.remove_guest(socket, source, owner),
-            Mail::SetRoute { code, seat, route } => self.forwarding.set_route(code, seat, route),
-            Mail::HairpinWanted { asker, from, to } => {
-                if !self.forwarding.answer_hairpin(now, asker, from, to)
-                    && let Some(borrower) = self.turn.borrower_of(to)
-                {
-                    let mail = Mail::HairpinWanted { asker, from, to };
-                    self.outbox.mail.push((borrower, mail));
-                }
-            }
-            Mail::PortWanted {
-                asker,
-                allocation,
-                token,
-                user,
-            } => {
-                let turn = &mut self.turn;
-                turn.lend_port(step!(self, now), asker, allocation, token, user);
-            }
-            Mail::PortLent { allocation, at } => {
-                let turn = &mut self.turn;
-                turn.handle_port_lent(step!(self, now), allocation, at);
-            }
-            Mail::PortReturned { at } => self.turn.take_port_back(at),
-            Mail::HairpinRoute { from, to, route } => {
-                self.forwarding.set_half_route(from, to, route);
-            }
-            Mail::Request { .. }
-            | Mail::Acknowledgement { .. }
-            | Mail::FromGuest { .. }
-            | Mail::Door { .. } => {
-                unreachable!("a shard serves what it owns without mail to itself")
-            }
-        }
     }
 
     /// Whether this shard relays for `source`.

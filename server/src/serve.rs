@@ -33,7 +33,7 @@ use crate::mmsg::Mmsg;
 use crate::packet_io::{IoConfig, SetupError, StreamIo};
 use crate::ring::{self, Ring};
 use crate::shard::{EventLoop, NorayTimes, SocketMap};
-use crate::streams::{Staged, Streams, StreamsConfig};
+use crate::streams::{Staged, StreamQuota, Streams, StreamsConfig};
 
 /// Players of noray may send large datagrams: room for 9,216 bytes and what stands before them. The number of cache lines is
 /// odd, so that the beginnings of slots are spread over all sets of a cache.
@@ -101,6 +101,7 @@ impl Server {
             backend: if use_ring { "uring" } else { "mmsg" },
             warnings,
         };
+        let stream_quota = StreamQuota::new(config.streams_per_source);
         for (index, sockets) in sockets.into_iter().enumerate() {
             let birth = Birth {
                 index,
@@ -132,7 +133,7 @@ impl Server {
                 streams: StreamsConfig {
                     roles: server.listeners.roles(),
                     listeners: Vec::new(),
-                    per_source: config.streams_per_source,
+                    quota: stream_quota.clone(),
                     times: config.stream_times,
                     serves_rfc5766: config.turn_compat,
                     tls: config.tls.clone(),

@@ -1,12 +1,16 @@
 //! One suite for both backends of packet input and output, over IPv4 and IPv6 loopback.
 #![allow(clippy::unwrap_used)]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+mod backends;
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use waypost_server::mmsg::Mmsg;
 use waypost_server::packet_io::{HEADROOM, IoConfig, PacketIo, SocketId, UdpOptions, bind_udp};
 use waypost_server::ring::Ring;
+
+use backends::{V4, suite};
 
 /// A wait that ends a hung test; no test passes because of it.
 const HANG: Duration = Duration::from_secs(20);
@@ -522,26 +526,6 @@ fn a_buffer_of_an_earlier_turn_is_refused(mut io: impl PacketIo, ip: IpAddr) {
     let kept = kept.unwrap();
     let used = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| io.payload(&kept).len()));
     assert!(used.is_err());
-}
-
-const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
-
-macro_rules! suite {
-    ($($test:ident: $config:ident;)*) => {
-        suite!(ring_v4, Ring, V4, $($test: $config;)*);
-        suite!(ring_v6, Ring, V6, $($test: $config;)*);
-        suite!(mmsg_v4, Mmsg, V4, $($test: $config;)*);
-        suite!(mmsg_v6, Mmsg, V6, $($test: $config;)*);
-    };
-    ($module:ident, $backend:ident, $ip:ident, $($test:ident: $config:ident;)*) => {
-        mod $module {
-            $(#[test]
-            fn $test() {
-                super::$test(super::$backend::new(&super::$config()).unwrap(), super::$ip);
-            })*
-        }
-    };
 }
 
 fn usual() -> IoConfig {

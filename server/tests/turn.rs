@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod account;
 #[path = "streams/identity.rs"]
 mod identity;
 
@@ -14,14 +15,13 @@ use std::time::{Duration, Instant};
 
 use waypost_proto::addr::Addr;
 use waypost_proto::wire::channel_data::{self, ChannelNumber};
-use waypost_proto::wire::stun::{
-    Class, Integrity, LongTermKey, Message, MessageWriter, TransactionId, attr, method,
-};
+use waypost_proto::wire::stun::{Class, Message, MessageWriter, TransactionId, attr, method};
 use waypost_server::serve::Server;
+
+use account::Account;
 
 /// A wait that ends a hung test; no test passes because of it.
 const HANG: Duration = Duration::from_secs(20);
-const REALM: &str = "waypost";
 const BACKENDS: [&str; 2] = ["uring", "mmsg"];
 
 fn server(io: &str, listen: &str) -> Server {
@@ -30,12 +30,7 @@ fn server(io: &str, listen: &str) -> Server {
 
 fn server_with(io: &str, listen: &str, given: &[&str]) -> Server {
     let options = ["--io", io, "--listen", listen, "--shards", "2"];
-    let turn = [
-        "--user",
-        "ann:ann's own password",
-        "--allow-peer",
-        "127.0.0.0/8",
-    ];
+    let turn = ["--user", account::USER, "--allow-peer", "127.0.0.0/8"];
     let more = ["--allow-peer", "::1", "--turn-compat", "true"];
     Server::start_with(&[&options[..], &turn, &more, given].concat()).unwrap()
 }
@@ -53,8 +48,7 @@ fn receive_from(socket: &UdpSocket, buffer: &mut [u8]) -> (usize, SocketAddr) {
 
 struct Client {
     socket: UdpSocket,
-    nonce: Vec<u8>,
-    next_id: u8,
+    account: Account,
     is_repeating: bool,
     /// The channel that it binds and sends on.
     channel: u16,
@@ -68,8 +62,7 @@ impl Client {
         socket.set_read_timeout(Some(HANG)).unwrap();
         Self {
             socket,
-            nonce: Vec::new(),
-            next_id: 0,
+            account: Account::default(),
             is_repeating: false,
             channel: 0x400a,
         }
@@ -97,36 +90,16 @@ impl Client {
         method: u16,
         fill: &dyn Fn(&mut MessageWriter<'_>),
     ) -> Result<Vec<u8>, u16> {
-        let key = LongTermKey::md5("ann", REALM, "ann's own password");
         loop {
-            self.next_id += 1;
-            let mut out = Vec::new();
-            let id = TransactionId([self.next_id; 12]);
-            let mut writer = MessageWriter::new(&mut out, method, Class::Request, id);
-            fill(&mut writer);
-            if !self.nonce.is_empty() {
-                writer
-                    .attribute(attr::USERNAME, b"ann")
-                    .attribute(attr::REALM, REALM.as_bytes())
-                    .attribute(attr::NONCE, &self.nonce)
-                    .integrity(Integrity::Sha1, key.as_bytes());
-            }
-            writer.finish();
-            self.socket.send(&out).unwrap();
+            let request = self.account.write(method, fill);
+            self.socket.send(&request).unwrap();
             let bytes = self.receive();
-            let answer = Message::parse(&bytes).unwrap();
-            assert_eq!(answer.transaction_id(), id);
-            if self.is_repeating && !self.nonce.is_empty() {
-                self.socket.send(&out).unwrap();
+            if self.is_repeating && self.account.is_challenged() {
+                self.socket.send(&request).unwrap();
                 assert_eq!(self.receive(), bytes, "a repetition has the same answer");
             }
-            match answer.error_code() {
-                Some(401) => self.nonce = answer.find(attr::NONCE).unwrap().to_vec(),
-                Some(code) => return Err(code),
-                None => {
-                    assert!(answer.verify_integrity(Integrity::Sha1, key.as_bytes()));
-                    return Ok(bytes);
-                }
+            if let Some(outcome) = self.account.read(&bytes) {
+                return outcome.map(|()| bytes);
             }
         }
     }
@@ -267,7 +240,7 @@ fn quotas_are_options() {
             "--listen",
             "127.0.0.1:0",
             "--user",
-            "ann:ann's own password",
+            account::USER,
         ];
         // Quotas hold over all shards, room is divided.
         for (quota, shards, wanted) in [
@@ -309,14 +282,7 @@ fn quotas_are_options() {
 fn two_clients_reach_each_other_through_their_relayed_addresses() {
     for io in BACKENDS {
         // The server's relayed addresses are peers without any rule of the operator.
-        let options = [
-            "--io",
-            io,
-            "--user",
-            "ann:ann's own password",
-            "--shards",
-            "2",
-        ];
+        let options = ["--io", io, "--user", account::USER, "--shards", "2"];
         let server = Server::start_with(&options).unwrap();
         let mut clients = [
             Client::new(server.main_addr()),
@@ -348,7 +314,7 @@ fn shard_of(relayed: Addr) -> usize {
 #[test]
 fn clients_reach_each_other_directly_in_both_modes() {
     for io in BACKENDS {
-        let options = ["--io", io, "--user", "ann:ann's own password"];
+        let options = ["--io", io, "--user", account::USER];
         let server = Server::start_with(&[&options[..], &["--shards", "2"]].concat()).unwrap();
         let mut clients = Vec::new();
         let mut relayed = Vec::new();

@@ -3,7 +3,7 @@
 
 use rand::RngExt;
 use waypost_proto::addr::Addr;
-use waypost_proto::agent::{HostConfig, Path, Target};
+use waypost_proto::agent::{Agent, HostConfig, Path, Target};
 
 use crate::Violation;
 use crate::nat::{Nat, NatKind};
@@ -17,6 +17,8 @@ const SERVER_MS: u64 = 3;
 const SERVER_SLACK_MS: u64 = 8;
 /// What ticks of a millisecond add to a direct exchange.
 const SLACK_MS: u64 = 3;
+/// How late packets may be that tell two of a stream, milliseconds.
+const LATE_MS: u64 = 200;
 /// Within this time a join has to lead to data in both directions, milliseconds.
 pub const CONNECTED_MS: u64 = 5_000;
 
@@ -111,13 +113,7 @@ pub fn undisturbed(seed: u64) -> Result<Times, Violation> {
     let checks = world.hosts.iter().filter_map(|host| host.first_check);
     let start = checks.clone().max().unwrap_or(world.now);
     let apart = start - checks.min().unwrap_or(start);
-    // A clock set over a way that is slower in one direction is off by half of that; here a sender's latency counts one way only.
-    let [one, other] = [0, 1].map(|host| world.hosts[host].latency_ms);
-    if apart > one.abs_diff(other) / 2 + SLACK_MS {
-        return Err(Violation(format!(
-            "seed {seed}: the two began {apart} ms apart, of latencies of {one} and {other} ms"
-        )));
-    }
+    check_together(seed, &world, apart)?;
     let direct = world.now - start;
     if direct > ways + SLACK_MS {
         return Err(Violation(format!(
@@ -128,6 +124,63 @@ pub fn undisturbed(seed: u64) -> Result<Times, Violation> {
         relayed: (relayed, round_trip),
         direct: (direct, ways),
     })
+}
+
+/// A clock set over a way that is slower in one direction is off by half of that; here a sender's latency counts one way only.
+fn check_together(seed: u64, world: &World, apart: u64) -> Result<(), Violation> {
+    let [one, other] = [0, 1].map(|host| world.hosts[host].latency_ms);
+    if apart <= one.abs_diff(other) / 2 + SLACK_MS {
+        return Ok(());
+    }
+    Err(Violation(format!(
+        "seed {seed}: the two begin {apart} ms apart, of latencies of {one} and {other} ms"
+    )))
+}
+
+/// Two players who want a stream over TCP: both are told in time, and begin together.
+///
+/// # Errors
+/// One was told after its start, or they begin more than a few milliseconds apart.
+pub fn streams(seed: u64) -> Result<(), Violation> {
+    let mut world = pair(seed, Faults::default())?;
+    join(&mut world)?;
+    until(&mut world, 15_000, hear_each_other)?;
+    let mut peers = Vec::new();
+    for host in [1, 0] {
+        let seat = world.agent(host).and_then(Agent::seat);
+        let seat = seat.ok_or(Violation(format!("seed {seed}: host {host} has no seat")))?;
+        peers.push(seat.handle.id);
+    }
+    // The clocks are set; what tells the two of each other may come at different times.
+    world.faults.jitter_ms = LATE_MS;
+    for (host, last) in [(0, 10), (1, 11)] {
+        // The second asks when the first may be waiting, or still asking too.
+        let pause_ms = world.rng.random_range(0..1_000);
+        world.advance(pause_ms)?;
+        let port = world.rng.random_range(50_000..60_000);
+        let from = Addr::from_ip_port([203, 0, 113, last].into(), port);
+        world.ask_for_stream(host, peers[host], from)?;
+    }
+    let mut starts = [None; 2];
+    let asked = world.now;
+    while world.now < asked + 15_000 && starts.contains(&None) {
+        for (host, start) in starts.iter_mut().enumerate() {
+            let peer = peers[host];
+            let told = world.with_agent(host, |agent, _| agent.take_stream_introduction(peer))?;
+            if let Some(told) = told.flatten() {
+                let at = told.start.0 - world.hosts[host].clock_ahead_ms;
+                if at <= world.now {
+                    return Err(Violation(format!("seed {seed}: {host} is told too late")));
+                }
+                *start = Some(at);
+            }
+        }
+        world.advance(1)?;
+    }
+    let [Some(one), Some(other)] = starts else {
+        return Err(Violation(format!("seed {seed}: not both are told")));
+    };
+    check_together(seed, &world, one.abs_diff(other))
 }
 
 /// Whether a join led to data in both directions within [`CONNECTED_MS`] while the network lost 30 %.

@@ -1,5 +1,7 @@
 //! Server, players, network and time. Everything happens at a millisecond, in an order that the seed decides.
 
+mod connection;
+
 use std::collections::{BTreeMap, HashMap};
 
 use rand::rngs::StdRng;
@@ -18,9 +20,12 @@ use waypost_proto::wire;
 use crate::Violation;
 use crate::check::{Checker, Datagram};
 use crate::net::{Endpoint, LanId, Net, PUBLIC, Packet, TTL};
+use connection::Connection;
 
 const SERVER_PORTS: [u16; 2] = [3478, 3479];
 const UNIX_MS_AT_ZERO: u64 = 1_700_000_000_000;
+/// The server's way to the public network, milliseconds.
+const SERVER_LATENCY_MS: u64 = 2;
 /// Longest that mail between shards takes, milliseconds.
 const MAIL_MS_MAX: u64 = 3;
 /// A world that goes through so many steps within one millisecond turns in circles.
@@ -63,8 +68,20 @@ pub struct Host {
 }
 
 enum Item {
-    Packet { lan: LanId, packet: Packet },
-    Mail { shard: u16, mail: Mail },
+    Packet {
+        lan: LanId,
+        packet: Packet,
+    },
+    Mail {
+        shard: u16,
+        mail: Mail,
+    },
+    /// A message on a connection over TCP, by its number.
+    Said {
+        connection: usize,
+        to_server: bool,
+        bytes: Vec<u8>,
+    },
 }
 
 /// The world.
@@ -94,6 +111,7 @@ pub struct World {
     mail_due: HashMap<(u16, u16), u64>,
     next_talk: u64,
     talk_every_ms: u64,
+    connections: Vec<Connection>,
 }
 
 impl World {
@@ -122,6 +140,7 @@ impl World {
             mail_due: HashMap::new(),
             next_talk: 0,
             talk_every_ms: 100,
+            connections: Vec::new(),
         };
         world.secret = world.rng.random();
         world.boot(shards);
@@ -136,12 +155,20 @@ impl World {
 
     fn boot(&mut self, count: u16) {
         let placement_seeds = self.rng.random();
+        let streams = (0..count).map(|shard| SocketRole::Stream {
+            shard,
+            is_tls: false,
+        });
+        let sockets: Vec<_> = [SocketRole::Main, SocketRole::Probe]
+            .into_iter()
+            .chain(streams)
+            .collect();
         self.shards = (0..count)
             .map(|index| {
                 let config = ShardConfig {
                     index,
                     count,
-                    sockets: vec![SocketRole::Main, SocketRole::Probe],
+                    sockets: sockets.clone(),
                     discovery: Vec::new(),
                     lobby: LobbyConfig {
                         sessions_max: 64,
@@ -172,6 +199,7 @@ impl World {
         }
         self.agenda
             .retain(|_, item| matches!(item, Item::Packet { .. }));
+        self.connections.clear();
         self.mail_due.clear();
         self.boot(shards);
     }
@@ -366,13 +394,17 @@ impl World {
         bytes: Vec<u8>,
     ) -> Result<(), Violation> {
         self.checker.server_sends(to)?;
+        let Some(port) = SERVER_PORTS.get(usize::from(socket.0)) else {
+            self.server_says(socket, to, bytes);
+            return Ok(());
+        };
         let packet = Packet {
-            from: self.server.with_port(SERVER_PORTS[usize::from(socket.0)]),
+            from: self.server.with_port(*port),
             to,
             ttl: TTL,
             bytes,
         };
-        self.launch(PUBLIC, packet, 2);
+        self.launch(PUBLIC, packet, SERVER_LATENCY_MS);
         Ok(())
     }
 
@@ -552,6 +584,11 @@ impl World {
                     Some(Endpoint::Host(host)) => self.arrive_at_host(host, &packet)?,
                     None => {}
                 },
+                Item::Said {
+                    connection,
+                    to_server,
+                    bytes,
+                } => self.hear(connection, to_server, &bytes)?,
                 Item::Mail { shard, mail } => {
                     self.shards[usize::from(shard)].handle_mail(Millis(now), mail);
                     self.drain_shards()?;

@@ -1,11 +1,20 @@
 //! A bounded number of seeds; `cargo run -p waypost-sim --release -- --joins 10000` runs more.
 
-use waypost_sim::promptness::{joins_under_loss, undisturbed};
+use waypost_sim::promptness::{joins_under_loss, streams, undisturbed};
 
 #[test]
 fn the_relay_takes_two_round_trips_at_most_and_the_direct_path_one() {
     for seed in 0..200 {
         if let Err(violation) = undisturbed(seed) {
+            panic!("{violation}");
+        }
+    }
+}
+
+#[test]
+fn two_who_want_a_stream_begin_together() {
+    for seed in 0..200 {
+        if let Err(violation) = streams(seed) {
             panic!("{violation}");
         }
     }

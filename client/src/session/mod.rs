@@ -161,7 +161,7 @@ impl Session {
             let request = driver.begin(&operation)?;
             let mut receiver = Receiver::default();
             loop {
-                if let Some(outcome) = Driver::take_outcome(&mut driver.lock(), request) {
+                if let Some(outcome) = driver.lock().take_outcome(request) {
                     outcome?;
                     break;
                 }
@@ -177,7 +177,7 @@ impl Session {
                     .name("waypost-turn".to_owned())
                     .spawn(move || thread.run_turn());
                 if let Err(error) = spawned {
-                    Driver::finish(&mut driver.lock(), End::Left);
+                    driver.lock().finish(End::Left);
                     return Err(error.into());
                 }
             }
@@ -326,7 +326,7 @@ impl Session {
     pub fn next_event(&self, timeout: Option<Duration>) -> Result<SessionEvent, Error> {
         self.wait_for(timeout, |core| {
             let event = core.events.pop_front();
-            Driver::tell_news(core);
+            core.tell_news();
             event
         })
     }
@@ -378,7 +378,7 @@ impl Session {
         }
         self.wait_for(timeout, |core| {
             let event = core.messages.as_mut().and_then(Messages::poll_event);
-            Driver::tell_news(core);
+            core.tell_news();
             event
         })
     }
@@ -395,7 +395,7 @@ impl Session {
     /// Returns who sent it and how many bytes were copied. What one takes so, its [`Link`] does not.
     #[must_use]
     pub fn try_recv_from(&self, buf: &mut [u8]) -> Option<(SeatId, usize)> {
-        Driver::try_recv_from(&mut self.driver.lock(), buf)
+        self.driver.lock().try_recv_from(buf)
     }
 
     /// Whether [`Session::next_event`], [`Session::next_message`] and the `wait_` methods return [`Error::WouldBlock`] at
@@ -489,7 +489,7 @@ impl Session {
     }
 
     fn end(&self) {
-        Driver::finish(&mut self.driver.lock(), End::Left);
+        self.driver.lock().finish(End::Left);
         self.driver.give_port_back();
     }
 

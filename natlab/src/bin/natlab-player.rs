@@ -3,7 +3,6 @@
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, io, process, thread};
 
@@ -16,6 +15,8 @@ const USAGE: &str = "usage: natlab-player host|join --server HOST:PORT --code-fi
     [--policy direct-first|relay-first|relay-only|direct-only]   how data may travel (direct-first)
     [--strategies LIST]  of direct, reverse, udp-punch, tcp-punch, relay, turn; separated by commas (all)
     [--turn HOST:PORT]   a TURN server to go through, over TCP, as the account ann with the password sesame (none)
+    [--turn-tls HOST:PORT:ROOTS]   the same over TLS, for a server that proves to be turn.example to who trusts the
+                         certificates in the PEM file ROOTS; where it is built in (none)
     [--turn-candidate HOST:PORT]   the same, for one more address to be reached at (none)
     [--guess yes|no]     whether ports of a NAT that gives them out at random are guessed (no)
     [--local-port N]     the UDP port of this host (any)
@@ -44,8 +45,8 @@ struct Options {
     code_file: String,
     policy: PathPolicy,
     strategies: Strategies,
-    turn: Option<SocketAddr>,
-    turn_candidate: Option<SocketAddr>,
+    turn: Option<TurnServer>,
+    turn_candidate: Option<TurnServer>,
     maps_port: bool,
     guesses: bool,
     local_port: u16,
@@ -102,8 +103,19 @@ fn options() -> Option<Options> {
                     Some(set.with(Strategy::ALL.into_iter().find(named)?))
                 })?;
             }
-            "--turn" => options.turn = Some(value.parse().ok()?),
-            "--turn-candidate" => options.turn_candidate = Some(value.parse().ok()?),
+            "--turn" => options.turn = Some(turn_server(&value, TurnTransport::Tcp)?),
+            #[cfg(feature = "tls")]
+            "--turn-tls" => {
+                let (address, roots) = value.rsplit_once(':')?;
+                let transport = TurnTransport::Tls(waypost_client::ServerIdentity {
+                    name: "turn.example".to_owned(),
+                    roots_pem: fs::read(roots).ok()?,
+                });
+                options.turn = Some(turn_server(address, transport)?);
+            }
+            "--turn-candidate" => {
+                options.turn_candidate = Some(turn_server(&value, TurnTransport::Tcp)?);
+            }
             "--map-port" => options.maps_port = value == "yes",
             "--guess" => options.guesses = value == "yes",
             "--stream" => options.stream = value == "yes",
@@ -138,8 +150,8 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     let player = Player {
         policy: options.policy,
         strategies: options.strategies,
-        turn: options.turn.map(turn_server),
-        turn_candidate: options.turn_candidate.map(turn_server),
+        turn: options.turn.clone(),
+        turn_candidate: options.turn_candidate.clone(),
         maps_port: options.maps_port,
         guesses_ports: options.guesses,
         local_port: options.local_port,
@@ -214,14 +226,14 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     Ok(!converses || (report.received > 0 && report.corrupted == 0))
 }
 
-/// The laboratory's, reached over TCP.
-fn turn_server(address: SocketAddr) -> TurnServer {
-    TurnServer {
-        address,
-        transport: TurnTransport::Tcp,
+/// The laboratory's.
+fn turn_server(address: &str, transport: TurnTransport) -> Option<TurnServer> {
+    Some(TurnServer {
+        address: address.parse().ok()?,
+        transport,
         username: "ann".to_owned(),
         password: "sesame".to_owned(),
-    }
+    })
 }
 
 /// Written whole, under the final name at once, so that the other player never reads half of it.

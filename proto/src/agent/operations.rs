@@ -202,6 +202,17 @@ impl Agent {
         self.ask_seated(now, Op::Introduce(whom))
     }
 
+    /// The port of the public address that leads here has become this one. The server is told at once, and tells the members.
+    pub fn set_reachable_port(&mut self, now: Millis, port: u16) {
+        if self.config.reachable_port == Some(port) {
+            return;
+        }
+        self.config.reachable_port = Some(port);
+        if self.keeps_alive() {
+            self.keepalive(now);
+        }
+    }
+
     fn ask_for_seat(&mut self, now: Millis, op: Op) -> Result<RequestId, Refused> {
         let application = self.config.application.len();
         length(

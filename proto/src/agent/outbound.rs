@@ -168,7 +168,7 @@ impl Agent {
     }
 
     /// Whether the seat is one to keep alive, and that is not being done.
-    fn keeps_alive(&self) -> bool {
+    pub(super) fn keeps_alive(&self) -> bool {
         self.seat.is_some()
             && !self.recovering
             && self.departure.is_none()
@@ -179,7 +179,7 @@ impl Agent {
         self.requests.iter().any(|r| matches!(r.op, Op::Keepalive))
     }
 
-    fn keepalive(&mut self, now: Millis) {
+    pub(super) fn keepalive(&mut self, now: Millis) {
         self.relay_active = false;
         if self.departure.is_none() && !self.asks_keepalive() {
             self.begin(now, None, Op::Keepalive);

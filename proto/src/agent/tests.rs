@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::testing::{World, addr};
 use super::*;
 use crate::wire::native::{EventHead, EventKind, LeaveReason, attr, code, method};
-use crate::wire::stun::{Class, Integrity, MessageWriter};
+use crate::wire::stun::{Class, Integrity, Message, MessageWriter};
 
 fn seeds() -> impl Iterator<Item = u64> {
     1..=20
@@ -239,6 +239,23 @@ fn what_cannot_be_punched_is_relayed_within_the_budget() {
     world.send(0, guest, b"x");
     world.run_for(100);
     assert_eq!(world.clients[1].received.len(), 1);
+}
+
+#[test]
+fn another_reachable_port_is_told_at_once() {
+    let mut world = World::new(12);
+    world.session(1, |_, config| config.reachable_port = Some(40_000));
+    world.run_for(1_000);
+    let now = world.millis();
+    let agent = &mut world.clients[0].agent;
+    agent.set_reachable_port(now, 40_000);
+    assert_eq!(agent.poll_transmit(), None, "that is known");
+    agent.set_reachable_port(now, 40_001);
+    let sent = agent.poll_transmit().unwrap();
+    let message = Message::parse(&sent.bytes).unwrap();
+    assert_eq!(message.method(), native::method::KEEPALIVE);
+    let fields = native::Fields::read(&message).unwrap();
+    assert_eq!(fields.reachable_port, Some(40_001));
 }
 
 #[test]

@@ -113,7 +113,17 @@ impl Lobby {
         };
         match request {
             method::KEEPALIVE => {
+                let entry = &self.members[member];
+                let port = fields.reachable_port.and_then(seating::may_be_reachable);
+                let has_other = port.is_some() && port != entry.reachable_port && !entry.relay_only;
+                if has_other {
+                    self.pay_for_change(turn, member)?;
+                }
                 seating::take_member_part(&mut self.members[member], fields);
+                if has_other {
+                    self.introduce_anew(turn, member);
+                    self.pump_all(turn, session);
+                }
                 Ok(())
             }
             method::LEAVE => {
@@ -185,14 +195,18 @@ impl Lobby {
             return Ok(());
         }
         self.pay_for_change(turn, member)?;
-        let entry = &mut self.members[member];
-        entry.relayed = Some(seen);
-        let session = &self.sessions[entry.session];
+        self.members[member].relayed = Some(seen);
+        self.introduce_anew(turn, member);
+        Ok(())
+    }
+
+    /// Tells the others of a member's addresses again, if introductions go by themselves in its session.
+    fn introduce_anew(&mut self, turn: &mut Turn<'_>, member: u32) {
+        let session = &self.sessions[self.members[member].session];
         let introduces = session.flags & session_flags::AUTO_INTRODUCE != 0;
         if introduces && session.forming.is_none() {
             self.introduce_to_all(turn, member);
         }
-        Ok(())
     }
 
     /// Notes where a member's connection was seen. When the other of the two has done the same, both are told to connect.

@@ -79,7 +79,7 @@ fn replay(dialect: Dialect, corpus: &str) {
     world.pass(4_000_000);
     assert_eq!(world.inspect().dialects, [0; 3]);
     assert_eq!(world.inspect().timers, 0);
-    assert_eq!(world.open.len(), Dialect::ALL.len() + 1);
+    assert_eq!(world.relays.open.len(), Dialect::ALL.len() + 1);
 }
 
 #[test]
@@ -118,6 +118,7 @@ fn noray() {
         assert!(answered < 40_000);
         world.deliver(player, listener(Dialect::Noray), bytes);
         let ports: Vec<_> = world
+            .relays
             .open
             .values()
             .filter(|at| at.port() > 50_000)
@@ -153,5 +154,5 @@ fn noray() {
     world.pass(4_000_000);
     assert_eq!(world.inspect().dialects, [0; 3]);
     assert_eq!(world.inspect().timers, 0);
-    assert_eq!(world.open.len(), Dialect::ALL.len() + 1);
+    assert_eq!(world.relays.open.len(), Dialect::ALL.len() + 1);
 }

@@ -8,5 +8,7 @@ mod godot_p2p;
 mod noray;
 mod rabid;
 mod relay;
+#[path = "../relay_sockets/mod.rs"]
+mod relay_sockets;
 mod simple;
 mod world;

@@ -177,15 +177,15 @@ fn all_together_and_each_life_are_limited() {
 #[test]
 fn strangers_ports_are_passed_over_and_a_full_host_is_silence() {
     let mut world = World::new(dialects());
-    world.in_use = vec![52_009, 52_007];
+    world.relays.in_use = vec![52_009, 52_007];
     let (_, bob, of_ann, of_bob) = world.relayed();
     assert_eq!((of_ann.port(), of_bob.port()), (52_006, 52_008));
-    world.exhausted = true;
+    world.relays.exhausted = true;
     let eve = world.player(3);
     let said = world.say(bob.client, &format!("connect-relay {}\n", eve.oid));
     assert!(said.is_empty());
     assert_eq!(world.counter(Counter::NorayRelayFailures), 1);
-    world.exhausted = false;
+    world.relays.exhausted = false;
     let said = world.say(bob.client, &format!("connect-relay {}\n", eve.oid));
     assert_eq!(said, ["connect-relay 52005"]);
     let _ = world.inspect();

@@ -151,7 +151,7 @@ fn force_relays_everybody() {
     world.pass(200_000);
     assert_eq!(world.inspect().dialects[2], 0);
     assert_eq!(world.inspect().relay_sockets, 0);
-    assert_eq!(world.open.len(), Dialect::ALL.len() + 1);
+    assert_eq!(world.relays.open.len(), Dialect::ALL.len() + 1);
 }
 
 #[test]
@@ -265,14 +265,14 @@ fn ports_of_rabid_players_are_far_apart() {
 fn ports_that_cannot_be_had() {
     // Strangers have most of them.
     let mut world = World::new(config(RelayMode::Force));
-    world.in_use = (50_000..=51_999).filter(|port| port % 72 != 32).collect();
+    world.relays.in_use = (50_000..=51_999).filter(|port| port % 72 != 32).collect();
     let shown = rabid(&mut world, "Room");
     if shown != (bob(), ann()) {
         check_relayed(&mut world, shown);
     }
     // The host has no room: the players see each other.
     let mut world = World::new(config(RelayMode::Force));
-    world.exhausted = true;
+    world.relays.exhausted = true;
     assert_eq!(rabid(&mut world, "Room"), (bob(), ann()));
     assert_eq!(world.counter(Counter::DialectRelayRefusals), 1);
     let id = simple_id(&mut world);
@@ -341,7 +341,7 @@ proptest! {
                 true => (of_bob, ann(), 0, 1),
                 false => (of_ann, bob(), 1, 0),
             };
-            if !world.open.values().any(|open| *open == view) {
+            if !world.relays.open.values().any(|open| *open == view) {
                 break;
             }
             world.deliver(from, view, b"x");

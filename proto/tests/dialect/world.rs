@@ -1,6 +1,5 @@
 //! A server of one shard whose relay sockets are pretended.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use waypost_proto::addr::{Addr, ClientAddr};
@@ -11,7 +10,9 @@ use waypost_proto::nonce::ServerSecret;
 use waypost_proto::shard::{Inspection, RendezvousAccess, Shard, ShardConfig, SocketRole, Verdict};
 use waypost_proto::stats::Counter;
 use waypost_proto::time::{Millis, WallClock};
-use waypost_proto::turn::{RelayCommand, RelayIp, RelayRefusal, TurnConfig};
+use waypost_proto::turn::{RelayIp, TurnConfig};
+
+use crate::relay_sockets::RelaySockets;
 
 pub const SERVER: &str = "203.0.113.1";
 
@@ -38,12 +39,8 @@ impl Sent {
 pub struct World {
     pub shard: Shard,
     pub now: Millis,
-    /// The sockets that are open.
-    pub open: BTreeMap<u16, Addr>,
-    /// Ports that strangers have.
-    pub in_use: Vec<u16>,
-    /// Whether the host has no room for sockets.
-    pub exhausted: bool,
+    /// Listeners are among those that are open.
+    pub relays: RelaySockets,
     pub sent: Vec<Sent>,
 }
 
@@ -138,16 +135,17 @@ impl World {
         Self {
             shard: Shard::new(config, Millis(0)),
             now: Millis(0),
-            open: open.collect(),
-            in_use: Vec::new(),
-            exhausted: false,
+            relays: RelaySockets {
+                open: open.collect(),
+                ..RelaySockets::default()
+            },
             sent: Vec::new(),
         }
     }
 
     /// One datagram comes to a socket that is open.
     pub fn deliver(&mut self, from: Addr, to: Addr, bytes: &[u8]) -> Verdict {
-        let socket = self.open.iter().find(|(_, at)| **at == to);
+        let socket = self.relays.open.iter().find(|(_, at)| **at == to);
         let Some((&socket, _)) = socket else {
             return Verdict::Drop(Counter::DropNoRoute);
         };
@@ -158,7 +156,7 @@ impl World {
             let payload = &bytes[forward.strip..][..forward.payload_len];
             self.sent.push(Sent {
                 at: self.now.0,
-                from: self.open[&forward.route.egress.0],
+                from: self.relays.open[&forward.route.egress.0],
                 to: forward.route.to,
                 bytes: payload.to_vec(),
             });
@@ -169,36 +167,12 @@ impl World {
 
     fn settle(&mut self) {
         self.shard.handle_timeout(self.now);
-        loop {
-            let commands = std::mem::take(&mut self.shard.outbox().relay);
-            if commands.is_empty() {
-                break;
-            }
-            for command in commands {
-                match command {
-                    RelayCommand::Open { socket, at, .. } => {
-                        let outcome = if self.exhausted {
-                            Err(RelayRefusal::Impossible)
-                        } else if self.in_use.contains(&at.port()) {
-                            Err(RelayRefusal::InUse)
-                        } else {
-                            assert!(self.open.values().all(|open| *open != at), "{at} twice");
-                            assert!(self.open.insert(socket.0, at).is_none());
-                            Ok(())
-                        };
-                        self.shard.handle_relay_opened(self.now, socket, outcome);
-                    }
-                    RelayCommand::Close { socket } => {
-                        assert!(self.open.remove(&socket.0).is_some(), "it was open");
-                    }
-                }
-            }
-        }
+        self.relays.serve(&mut self.shard, self.now);
         let (at, outbox) = (self.now.0, self.shard.outbox());
         for transmit in &outbox.transmits {
             self.sent.push(Sent {
                 at,
-                from: self.open[&transmit.socket.0],
+                from: self.relays.open[&transmit.socket.0],
                 to: transmit.to,
                 bytes: outbox.bytes[transmit.start..transmit.end].to_vec(),
             });

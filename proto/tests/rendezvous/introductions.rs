@@ -1,7 +1,8 @@
 //! Introductions: who is told which addresses, and that both are told the same key and time.
 
+use waypost_proto::addr::Addr;
 use waypost_proto::stats::Counter;
-use waypost_proto::wire::native::{EventKind, NatMapping, code, method, session_flags};
+use waypost_proto::wire::native::{EventKind, NatMapping, attr, code, method, session_flags};
 
 use crate::player::{Event, Player, Where, Wish, addr, hear_all, party};
 use crate::world::{EPOCH_MS, World, with_each_shard_count};
@@ -329,6 +330,48 @@ fn an_address_on_a_turn_server_is_told_once_it_was_seen() {
         let mut forged = through_turn(&players[2], "192.0.2.9:49153");
         forged.token = [0; 16];
         assert_eq!(observe(&mut forged, world).code(), code::SEAT_GONE);
+    });
+}
+
+#[test]
+fn another_reachable_port_is_told_to_all() {
+    with_each_shard_count(|world| {
+        let host = Wish {
+            session_flags: session_flags::AUTO_INTRODUCE,
+            ..Wish::default()
+        };
+        let mut players = party(world, 3, &host);
+        hear_all(world, &mut players);
+        for player in &mut players {
+            introductions(world, player);
+        }
+        let ip = players[1].addr.ip();
+        let told = |world: &mut World, players: &mut [Player], port: u32| {
+            let tell = players[1].call(world, method::KEEPALIVE, &|w, _, _| {
+                w.u32(attr::REACHABLE_PORT, port);
+            });
+            tell.ok();
+            hear_all(world, players);
+            [0, 2].map(|at| introductions(world, &mut players[at]))
+        };
+        for port in [40_000, 40_001] {
+            for events in told(world, &mut players, u32::from(port)) {
+                let at = Some(Addr::from_ip_port(ip, port));
+                assert_eq!(events.iter().map(|e| e.reachable).collect::<Vec<_>>(), [at]);
+            }
+        }
+        // The same again is no news, and a service's port is nobody's.
+        for port in [40_001, 443] {
+            assert_eq!(told(world, &mut players, port).map(|it| it.len()), [0, 0]);
+        }
+        // Where nobody is introduced by itself, it waits.
+        let mut quiet = party(world, 2, &Wish::default());
+        let tell = quiet[1].call(world, method::KEEPALIVE, &|w, _, _| {
+            w.u32(attr::REACHABLE_PORT, 40_002);
+        });
+        tell.ok();
+        hear_all(world, &mut quiet);
+        assert!(introductions(world, &mut quiet[0]).is_empty());
     });
 }
 

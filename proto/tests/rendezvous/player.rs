@@ -62,6 +62,7 @@ pub struct Event {
     pub locals: Vec<Addr>,
     pub predicted: Vec<Addr>,
     pub turn_addr: Option<Addr>,
+    pub reachable: Option<Addr>,
     pub key: Option<[u8; 16]>,
     pub start_ms: Option<u64>,
 }
@@ -505,6 +506,7 @@ pub fn read_event(head: EventHead, nested: Attributes<'_>, id: TransactionId) ->
         session_flags: fields.session_flags,
         mapped: fields.mapped,
         turn_addr: fields.relayed,
+        reachable: fields.reachable,
         locals: fields.locals.iter().flatten().copied().collect(),
         predicted: fields.predicted.iter().flatten().copied().collect(),
         key: fields.check_key,

@@ -29,7 +29,10 @@ fn what_an_allocation_is() {
     assert_eq!(answer.u32(attr::LIFETIME), Some(600));
     let mapped = answer.message().find_xor_addr(attr::XOR_MAPPED_ADDRESS);
     assert_eq!(mapped, Some(client.addr));
-    assert_eq!(server.open.values().copied().collect::<Vec<_>>(), relayed);
+    assert_eq!(
+        server.relays.open.values().copied().collect::<Vec<_>>(),
+        relayed
+    );
 }
 
 // RFC 8656 section 7.2 step 2: a five-tuple has one allocation; a repetition of the request gets the same answer.
@@ -45,7 +48,7 @@ fn repetitions_and_second_allocations() {
     let again = client.ask(&mut server, &request);
     assert_eq!(first.bytes, again.bytes);
     assert_eq!(client.allocate_with(&mut server, &|_| ()).code(), 437);
-    assert_eq!(server.open.len(), 1);
+    assert_eq!(server.relays.open.len(), 1);
 }
 
 // RFC 8656 section 7.2 steps 3 to 9.
@@ -88,7 +91,7 @@ fn what_is_wrong_with_requests() {
         assert_eq!(answer.code(), *code, "{attributes:?}");
         assert!(answer.message().find(attr::MESSAGE_INTEGRITY).is_some());
     }
-    assert_eq!((server.allocations(), server.open.len()), (0, 0));
+    assert_eq!((server.allocations(), server.relays.open.len()), (0, 0));
 }
 
 // RFC 8489 section 6.3.1: what is not understood and must be is 420 with the list. DONT-FRAGMENT is understood.
@@ -216,19 +219,19 @@ fn even_ports_and_reservations() {
     assert_eq!(redeem(&mut server, &mut client(23)).code(), 508, "once");
     // The pair's first allocation may go; the second stays.
     first.refresh(&mut server, 0).ok();
-    assert!(server.open.values().any(|at| *at == odd));
+    assert!(server.relays.open.values().any(|at| *at == odd));
     // A token that nobody shows lapses with its port after 30 seconds.
-    let open = server.open.len();
+    let open = server.relays.open.len();
     client(24)
         .allocate_with(&mut server, &|w| {
             w.attribute(attr::EVEN_PORT, &[0x80]);
         })
         .ok();
-    assert_eq!(server.open.len(), open + 2);
+    assert_eq!(server.relays.open.len(), open + 2);
     server.advance_secs(29);
-    assert_eq!(server.open.len(), open + 2);
+    assert_eq!(server.relays.open.len(), open + 2);
     server.advance_secs(2);
-    assert_eq!(server.open.len(), open + 1);
+    assert_eq!(server.relays.open.len(), open + 1);
 }
 
 // RFC 8656 section 7.2: quotas are 486, lack of room is 508, and what failed leaves nothing behind.
@@ -322,7 +325,7 @@ fn clients_are_sent_elsewhere_when_there_is_no_room() {
         alternate_servers: vec![addr("198.41.0.77:3478")],
         ..config()
     });
-    server.exhausted = true;
+    server.relays.exhausted = true;
     assert_eq!(client(1).allocate_with(&mut server, &|_| ()).code(), 300);
     assert_eq!(server.allocations(), 0);
 }
@@ -372,21 +375,21 @@ fn ports_of_strangers_and_hosts_without_room() {
         relay_ports: 50_000..=50_003,
         ..config()
     });
-    server.in_use = vec![50_000, 50_001, 50_003];
+    server.relays.in_use = vec![50_000, 50_001, 50_003];
     assert_eq!(client(1).allocate(&mut server).port(), 50_002);
     assert_eq!(client(2).allocate_with(&mut server, &|_| ()).code(), 508);
     let pair = client(3).allocate_with(&mut server, &|w| {
         w.attribute(attr::EVEN_PORT, &[0x80]);
     });
     assert_eq!(pair.code(), 508);
-    server.in_use.clear();
-    server.exhausted = true;
+    server.relays.in_use.clear();
+    server.relays.exhausted = true;
     let pair = client(4).allocate_with(&mut server, &|w| {
         w.attribute(attr::EVEN_PORT, &[0x80]);
     });
     assert_eq!(pair.code(), 508);
-    assert_eq!((server.allocations(), server.open.len()), (1, 1));
-    server.exhausted = false;
+    assert_eq!((server.allocations(), server.relays.open.len()), (1, 1));
+    server.relays.exhausted = false;
     for port in 5..8 {
         client(port).allocate(&mut server);
     }
@@ -400,12 +403,12 @@ fn half_a_pair_is_closed_again() {
             relay_ports: 50_000..=50_001,
             ..config()
         });
-        server.in_use = vec![taken];
+        server.relays.in_use = vec![taken];
         let pair = client(1).allocate_with(&mut server, &|w| {
             w.attribute(attr::EVEN_PORT, &[0x80]);
         });
         assert_eq!(pair.code(), 508);
-        assert_eq!((server.allocations(), server.open.len()), (0, 0));
+        assert_eq!((server.allocations(), server.relays.open.len()), (0, 0));
     }
 }
 
@@ -415,12 +418,12 @@ fn another_pair_is_tried_when_a_stranger_has_a_port() {
         relay_ports: 50_000..=50_007,
         ..config()
     });
-    server.in_use = vec![50_001, 50_002, 50_005];
+    server.relays.in_use = vec![50_001, 50_002, 50_005];
     let pair = client(1).allocate_with(&mut server, &|w| {
         w.attribute(attr::EVEN_PORT, &[0x80]);
     });
     assert_eq!(pair.ok().relayed()[0].port(), 50_006);
-    let mut open: Vec<u16> = server.open.values().map(|at| at.port()).collect();
+    let mut open: Vec<u16> = server.relays.open.values().map(|at| at.port()).collect();
     open.sort_unstable();
     assert_eq!(open, [50_006, 50_007]);
 }

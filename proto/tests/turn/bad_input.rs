@@ -64,7 +64,10 @@ fn truncations_and_flips_change_nothing() {
             }
         }
         assert_eq!(server.allocations(), 1);
-        assert_eq!(server.open.values().copied().collect::<Vec<_>>(), [relayed]);
+        assert_eq!(
+            server.relays.open.values().copied().collect::<Vec<_>>(),
+            [relayed]
+        );
         server.sent.clear();
         let stranger = server.peer_sends(addr("8.8.4.4:9"), relayed, b"x");
         assert!(

@@ -1,6 +1,5 @@
 //! A shard with pretended relay sockets, and a TURN client that speaks to it.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use waypost_proto::addr::{Addr, ClientAddr};
@@ -12,11 +11,13 @@ use waypost_proto::shard::{RendezvousAccess, Shard, ShardConfig, SocketRole, Ver
 use waypost_proto::stats::Counter;
 use waypost_proto::time::{Millis, WallClock};
 use waypost_proto::turn::peer_policy::PeerRules;
-use waypost_proto::turn::{RelayCommand, RelayIp, RelayRefusal, TurnConfig, TurnCredentials};
+use waypost_proto::turn::{RelayIp, TurnConfig, TurnCredentials};
 use waypost_proto::wire::channel_data::{self, ChannelNumber};
 use waypost_proto::wire::stun::{
     Class, Integrity, LongTermKey, Message, MessageWriter, TransactionId, attr, method,
 };
+
+use crate::relay_sockets::RelaySockets;
 
 pub const MAIN: SocketIndex = SocketIndex(0);
 
@@ -75,12 +76,7 @@ pub fn config() -> TurnConfig {
 pub struct Server {
     pub shard: Shard,
     pub now: Millis,
-    /// The relay sockets that are open.
-    pub open: BTreeMap<u16, Addr>,
-    /// Ports that strangers have.
-    pub in_use: Vec<u16>,
-    /// Whether the host has no room for sockets.
-    pub exhausted: bool,
+    pub relays: RelaySockets,
     /// Mail for other shards.
     pub mail: Vec<(u16, Mail)>,
     /// What was sent: from which socket, to whom.
@@ -127,9 +123,7 @@ impl Server {
         Self {
             shard: Shard::new(config, now),
             now,
-            open: BTreeMap::new(),
-            in_use: Vec::new(),
-            exhausted: false,
+            relays: RelaySockets::default(),
             mail: Vec::new(),
             sent: Vec::new(),
         }
@@ -137,31 +131,7 @@ impl Server {
 
     /// Carries out what the shard wants.
     pub fn settle(&mut self) {
-        loop {
-            let commands = std::mem::take(&mut self.shard.outbox().relay);
-            if commands.is_empty() {
-                break;
-            }
-            for command in commands {
-                match command {
-                    RelayCommand::Open { socket, at, .. } => {
-                        let outcome = if self.exhausted {
-                            Err(RelayRefusal::Impossible)
-                        } else if self.in_use.contains(&at.port()) {
-                            Err(RelayRefusal::InUse)
-                        } else {
-                            assert!(!self.open.values().any(|open| *open == at), "{at} twice");
-                            assert!(self.open.insert(socket.0, at).is_none());
-                            Ok(())
-                        };
-                        self.shard.handle_relay_opened(self.now, socket, outcome);
-                    }
-                    RelayCommand::Close { socket } => {
-                        assert!(self.open.remove(&socket.0).is_some());
-                    }
-                }
-            }
-        }
+        self.relays.serve(&mut self.shard, self.now);
         let outbox = self.shard.outbox();
         self.mail.append(&mut outbox.mail);
         for transmit in &outbox.transmits {
@@ -171,8 +141,8 @@ impl Server {
         self.mail.append(&mut outbox.mail);
         outbox.clear();
         let inspection = self.shard.inspect();
-        assert_eq!(inspection.relay_sockets, self.open.len());
-        assert_eq!(inspection.relay_ports as usize, self.open.len());
+        assert_eq!(inspection.relay_sockets, self.relays.open.len());
+        assert_eq!(inspection.relay_ports as usize, self.relays.open.len());
     }
 
     /// A datagram arrives; what becomes of it is in [`Server::sent`].
@@ -193,7 +163,7 @@ impl Server {
 
     /// A datagram arrives from a peer at a relayed address.
     pub fn peer_sends(&mut self, peer: Addr, relayed: Addr, payload: &[u8]) -> Verdict {
-        let open = self.open.iter().find(|(_, at)| **at == relayed);
+        let open = self.relays.open.iter().find(|(_, at)| **at == relayed);
         let socket = SocketIndex(*open.expect("the relayed address is open").0);
         self.deliver(socket, peer, payload)
     }

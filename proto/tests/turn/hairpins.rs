@@ -522,7 +522,10 @@ fn streams_are_at_no_end_of_a_hairpin() {
             b"data"
         )));
         let (socket, at, payload) = server.take_one();
-        assert_eq!((server.open[&socket.0], at), (relayed[from], relayed[to]));
+        assert_eq!(
+            (server.relays.open[&socket.0], at),
+            (relayed[from], relayed[to])
+        );
         server.peer_sends(relayed[from], relayed[to], &payload);
         let (socket, at, bytes) = server.take_one();
         assert_eq!((socket, at), (clients[to].socket, clients[to].addr));

@@ -24,7 +24,7 @@ fn an_allocation_ends_unless_it_is_refreshed() {
     server.advance_secs(699);
     assert_eq!(server.allocations(), 1);
     server.advance_secs(2);
-    assert_eq!((server.allocations(), server.open.len()), (0, 0));
+    assert_eq!((server.allocations(), server.relays.open.len()), (0, 0));
     assert_eq!(server.count(Counter::AllocationsExpired), 1);
     client.nonce.clear();
     assert_eq!(client.refresh(&mut server, 700).code(), 437);
@@ -46,7 +46,7 @@ fn deletion_and_its_repetition() {
     });
     let first = client.ask(&mut server, &request).ok();
     assert_eq!(first.u32(attr::LIFETIME), Some(0));
-    assert_eq!((server.allocations(), server.open.len()), (0, 0));
+    assert_eq!((server.allocations(), server.relays.open.len()), (0, 0));
     let again = client.ask(&mut server, &request);
     assert_eq!(first.bytes, again.bytes);
     assert_eq!(client.refresh(&mut server, 0).code(), 437);
@@ -73,7 +73,7 @@ fn families_end_on_their_own() {
     refresh(&mut server, &mut client, 2, 600).ok();
     server.advance_secs(301);
     assert_eq!(
-        server.open.values().copied().collect::<Vec<_>>(),
+        server.relays.open.values().copied().collect::<Vec<_>>(),
         relayed[1..]
     );
     client.nonce.clear();
@@ -82,7 +82,7 @@ fn families_end_on_their_own() {
     let six = addr("[2600::9]:1");
     client.permit(&mut server, &[six]).ok();
     refresh(&mut server, &mut client, 2, 0).ok();
-    assert_eq!((server.allocations(), server.open.len()), (0, 0));
+    assert_eq!((server.allocations(), server.relays.open.len()), (0, 0));
     let verdict = client.send(&mut server, six, b"x");
     assert_eq!(verdict, Verdict::Drop(Counter::DropNoFlow));
 }

@@ -9,6 +9,8 @@ mod hairpins;
 mod lifetimes;
 mod mobility;
 mod peers;
+#[path = "../relay_sockets/mod.rs"]
+mod relay_sockets;
 mod relaying;
 mod reservations;
 mod world;

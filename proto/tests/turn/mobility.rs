@@ -83,7 +83,7 @@ fn an_allocation_follows_its_client() {
         client.refresh(&mut server, 600).ok();
         assert_eq!(receiver(&mut server, relayed), addr(HERE));
         client.refresh(&mut server, 0).ok();
-        assert_eq!((server.allocations(), server.open.len()), (0, 0));
+        assert_eq!((server.allocations(), server.relays.open.len()), (0, 0));
         // Both five-tuples are free again.
         client.allocate(&mut server);
         moved.allocate(&mut server);
@@ -427,7 +427,7 @@ fn an_allocation_outlives_its_stream() {
         assert_eq!(third.refresh(&mut server, 600).code(), 437);
         show(&mut third, &mut server, &ticket).ok();
         third.refresh(&mut server, 0).ok();
-        assert_eq!((server.allocations(), server.open.len()), (0, 0));
+        assert_eq!((server.allocations(), server.relays.open.len()), (0, 0));
     }
 }
 

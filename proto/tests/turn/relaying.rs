@@ -29,7 +29,7 @@ proptest! {
         client.permit(&mut server, &[peer.with_port(1)]).ok();
         client.send(&mut server, peer, &data);
         let (socket, to, bytes) = server.take_one();
-        prop_assert_eq!(server.open[&socket.0], relayed);
+        prop_assert_eq!(server.relays.open[&socket.0], relayed);
         prop_assert_eq!(to, peer);
         prop_assert_eq!(&bytes, &data);
         server.peer_sends(peer, relayed, &data);
@@ -174,7 +174,7 @@ fn icmp_errors_are_told() {
     let (peer, stranger) = (addr("8.8.8.8:77"), addr("8.8.4.4:77"));
     client.permit(&mut server, &[peer]).ok();
     server.sent.clear();
-    let open = server.open.iter().find(|(_, at)| **at == relayed);
+    let open = server.relays.open.iter().find(|(_, at)| **at == relayed);
     let socket = SocketIndex(*open.expect("it is open").0);
     let unreachable = IcmpError {
         kind: 3,
@@ -252,7 +252,7 @@ fn the_external_address_is_told() {
     });
     let told = Client::ann(AT).allocate(&mut server);
     assert_eq!(told.ip(), ip("198.41.0.77"));
-    let bound = *server.open.values().next().unwrap();
+    let bound = *server.relays.open.values().next().unwrap();
     assert_eq!(bound.ip(), ip("10.0.0.5"));
     assert_eq!(bound.port(), told.port());
 }

@@ -75,7 +75,13 @@ fn a_token_is_good_on_any_shard_and_once() {
     world.settle();
     let redeemed = answer(&mut world, &second).ok();
     assert_eq!(redeemed.relayed(), [reserved]);
-    assert!(world.shards[1].open.values().any(|at| *at == reserved));
+    assert!(
+        world.shards[1]
+            .relays
+            .open
+            .values()
+            .any(|at| *at == reserved)
+    );
     let again = second.ask(&mut world.shards[1], &request);
     assert_eq!(again.bytes, redeemed.bytes);
     // Once, wherever it is shown.
@@ -144,7 +150,7 @@ fn a_port_that_is_not_free_yet_is_tried_again() {
         let mut world = World::new();
         let mut first = client(1);
         let (token, reserved) = reserve(&mut world, &mut first);
-        world.shards[1].in_use = vec![reserved.port()];
+        world.shards[1].relays.in_use = vec![reserved.port()];
         let mut second = client(2);
         let request = redemption(&mut world, &mut second, &token);
         world.shards[1].sent.clear();
@@ -153,7 +159,7 @@ fn a_port_that_is_not_free_yet_is_tried_again() {
         world.shards[1].deliver(MAIN, second.addr, &request);
         assert!(world.shards[1].sent.is_empty());
         if is_freed {
-            world.shards[1].in_use.clear();
+            world.shards[1].relays.in_use.clear();
         }
         world.advance_secs(5);
         let answer = answer(&mut world, &second);
@@ -175,7 +181,7 @@ fn a_host_without_room_gives_the_port_back() {
     let mut world = World::new();
     let mut first = client(1);
     let (token, _) = reserve(&mut world, &mut first);
-    world.shards[1].exhausted = true;
+    world.shards[1].relays.exhausted = true;
     assert_eq!(redeem(&mut world, &mut client(2), &token).code(), 508);
     first.refresh(&mut world.shards[0], 0).ok();
     world.settle();

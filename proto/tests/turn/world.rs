@@ -33,9 +33,9 @@ impl World {
                 mail.append(&mut server.mail);
             }
             let [one, other] = &self.shards;
-            let is_open_there = |at| other.open.values().any(|open| open == at);
+            let is_open_there = |at| other.relays.open.values().any(|open| open == at);
             assert!(
-                !one.open.values().any(is_open_there),
+                !one.relays.open.values().any(is_open_there),
                 "a port has one socket"
             );
             if mail.is_empty() {

@@ -9,6 +9,7 @@ use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::time::Millis;
 use waypost_proto::wire::stream::Framer;
 
+use super::quota::Share;
 use super::{End, Urgency};
 use crate::packet_io::{SendRefused, StreamId, StreamIo};
 
@@ -26,6 +27,8 @@ const PENDING_KEPT: usize = 2048;
 pub struct Connection {
     socket: SocketIndex,
     peer: ClientAddr,
+    /// What it counts for.
+    _share: Share,
     cipher: Option<Box<ServerConnection>>,
     /// What the backend had no room for: answers, and what is encrypted, which can neither be dropped nor overtaken. At most
     /// [`CONTROL_WAITS_BELOW`] and one frame.
@@ -44,6 +47,7 @@ impl Connection {
     pub(super) fn new(
         socket: SocketIndex,
         peer: ClientAddr,
+        share: Share,
         session: Option<ServerConnection>,
         framer: Option<Framer>,
     ) -> Self {
@@ -55,6 +59,7 @@ impl Connection {
         Self {
             socket,
             peer,
+            _share: share,
             cipher,
             pending: Vec::new(),
             framer,

@@ -8,6 +8,7 @@
 
 mod connection;
 mod counters;
+mod quota;
 mod staged;
 
 use std::collections::HashMap;
@@ -15,16 +16,16 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 use rustls::{ServerConfig, ServerConnection};
-use waypost_proto::addr::{Addr, ClientAddr, SourcePrefix};
+use waypost_proto::addr::{Addr, ClientAddr};
 use waypost_proto::forwarding::SocketIndex;
 use waypost_proto::shard::SocketRole;
-use waypost_proto::shares::Shares;
 use waypost_proto::time::Millis;
 use waypost_proto::timer_wheel::TimerWheel;
 use waypost_proto::wire::stream::Framer;
 
 pub use self::connection::Connection;
 pub use self::counters::{STREAM_COUNTERS, StreamCounters};
+pub use self::quota::StreamQuota;
 pub use self::staged::Staged;
 use crate::packet_io::{ListenerId, SendRefused, StreamId, StreamIo};
 
@@ -105,8 +106,8 @@ pub struct StreamsConfig {
     pub roles: Vec<SocketRole>,
     /// The listeners of this shard.
     pub listeners: Vec<StreamListener>,
-    /// Most streams of one source prefix; 0 is no limit.
-    pub per_source: u32,
+    /// How many streams a source may have, the same for all shards.
+    pub quota: StreamQuota,
     /// How patient to be.
     pub times: StreamTimes,
     /// Whether channel numbers beyond those of RFC 8656 are served.
@@ -128,7 +129,6 @@ pub struct Streams {
     config: StreamsConfig,
     connections: HashMap<StreamId, Connection, RandomState>,
     by_peer: HashMap<(SocketIndex, Addr), StreamId, RandomState>,
-    by_source: Shares<SourcePrefix>,
     wheel: TimerWheel<StreamTimer>,
     fired: Vec<StreamTimer>,
     /// Streams that are to be closed.
@@ -146,8 +146,7 @@ impl Streams {
         Self {
             config,
             connections: HashMap::with_hasher(hasher.clone()),
-            by_peer: HashMap::with_hasher(hasher.clone()),
-            by_source: Shares::with_capacity(0, hasher),
+            by_peer: HashMap::with_hasher(hasher),
             wheel: TimerWheel::new(now),
             fired: Vec::new(),
             doomed: Vec::new(),
@@ -217,12 +216,10 @@ impl Streams {
             is_raw,
             ..
         } = self.listener(listener);
-        let prefix = peer.0.source_prefix();
-        let most = self.config.per_source;
-        if most > 0 && self.by_source.of(&prefix) >= most {
+        let Some(share) = self.config.quota.take(peer.0.source_prefix()) else {
             self.counters.over_source_limit += 1;
             return false;
-        }
+        };
         let session = match (is_tls, &self.config.tls) {
             (false, _) => None,
             (true, Some(tls)) => match ServerConnection::new(Arc::clone(tls)) {
@@ -237,11 +234,10 @@ impl Streams {
             &mut self.counters.accepted_tcp
         };
         *accepted += 1;
-        self.by_source.take(prefix);
         self.by_peer.insert((socket, peer.0), stream);
         let serves_rfc5766 = self.config.serves_rfc5766;
         let framer = (!is_raw).then(|| Framer::new(serves_rfc5766));
-        let connection = Connection::new(socket, peer, session, framer);
+        let connection = Connection::new(socket, peer, share, session, framer);
         self.connections.insert(stream, connection);
         let deadline = if is_raw {
             now + self.config.times.idle_ms
@@ -262,7 +258,6 @@ impl Streams {
         let connection = self.connections.remove(&stream)?;
         let (socket, peer) = (connection.socket(), connection.peer());
         self.by_peer.remove(&(socket, peer.0));
-        self.by_source.give_back(&peer.0.source_prefix());
         let ended = match end {
             End::Tls if connection.is_handshaking() => &mut self.counters.handshake_failures,
             other => self.counters.ended(other),

@@ -7,7 +7,8 @@ use waypost_server::mmsg::Mmsg;
 use waypost_server::packet_io::{StreamIo, UdpOptions, bind_udp};
 use waypost_server::ring::Ring;
 
-use super::{Seen, V4, connect, listen, pattern, reset, settle, usual};
+use super::backends::V4;
+use super::{Seen, connect, listen, pattern, reset, settle, usual};
 
 /// Runs a test of this file again in a process of its own: descriptors are counted per process.
 fn again_alone(test: &str) {

@@ -11,23 +11,16 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use waypost_proto::addr::Addr;
 use waypost_proto::wire::channel_data::{self, ChannelNumber};
 use waypost_proto::wire::stream::{Framer, padding};
-use waypost_proto::wire::stun::{
-    Class, Integrity, LongTermKey, Message, MessageWriter, TransactionId, attr, method,
-};
+use waypost_proto::wire::stun::{Class, Message, MessageWriter, TransactionId, attr, method};
 use waypost_server::serve::Server;
 
+use crate::account::{Account, USER};
 use crate::identity::Identity;
 
 /// A wait that ends a hung test; no test passes because of it.
 pub const HANG: Duration = Duration::from_secs(20);
 pub const BACKENDS: [&str; 2] = ["uring", "mmsg"];
-pub const REALM: &str = "waypost";
-pub const TURN: [&str; 4] = [
-    "--user",
-    "ann:ann's own password",
-    "--allow-peer",
-    "127.0.0.0/8",
-];
+pub const TURN: [&str; 4] = ["--user", USER, "--allow-peer", "127.0.0.0/8"];
 
 /// A server with TCP and TLS.
 pub fn server(io: &str, shards: &str, identity: &Identity, more: &[&str]) -> Server {
@@ -226,8 +219,7 @@ pub fn channel(number: u16, data: &[u8]) -> Vec<u8> {
 /// A TURN client.
 pub struct TurnClient {
     pub stream: Stream,
-    nonce: Vec<u8>,
-    next_id: u8,
+    account: Account,
     /// The last answer.
     pub answer: Vec<u8>,
 }
@@ -236,8 +228,7 @@ impl TurnClient {
     pub fn new(stream: Stream) -> Self {
         Self {
             stream,
-            nonce: Vec::new(),
-            next_id: 0,
+            account: Account::default(),
             answer: Vec::new(),
         }
     }
@@ -248,33 +239,13 @@ impl TurnClient {
         method: u16,
         fill: &dyn Fn(&mut MessageWriter<'_>),
     ) -> Result<Vec<u8>, u16> {
-        let key = LongTermKey::md5("ann", REALM, "ann's own password");
         loop {
-            self.next_id += 1;
-            let mut out = Vec::new();
-            let id = TransactionId([self.next_id; 12]);
-            let mut writer = MessageWriter::new(&mut out, method, Class::Request, id);
-            fill(&mut writer);
-            if !self.nonce.is_empty() {
-                writer
-                    .attribute(attr::USERNAME, b"ann")
-                    .attribute(attr::REALM, REALM.as_bytes())
-                    .attribute(attr::NONCE, &self.nonce)
-                    .integrity(Integrity::Sha1, key.as_bytes());
-            }
-            writer.finish();
-            self.stream.send(&out);
+            let request = self.account.write(method, fill);
+            self.stream.send(&request);
             let bytes = self.stream.receive();
             self.answer.clone_from(&bytes);
-            let answer = Message::parse(&bytes).unwrap();
-            assert_eq!(answer.transaction_id(), id);
-            match answer.error_code() {
-                Some(401) => self.nonce = answer.find(attr::NONCE).unwrap().to_vec(),
-                Some(code) => return Err(code),
-                None => {
-                    assert!(answer.verify_integrity(Integrity::Sha1, key.as_bytes()));
-                    return Ok(bytes);
-                }
+            if let Some(outcome) = self.account.read(&bytes) {
+                return outcome.map(|()| bytes);
             }
         }
     }

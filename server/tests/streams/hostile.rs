@@ -105,7 +105,8 @@ fn garbage_ends_a_stream() {
 fn one_source_has_only_so_many_streams() {
     let identity = Identity::new();
     for io in BACKENDS {
-        let server = server(io, "1", &identity, &["--streams-per-source", "3"]);
+        // Whichever of the two shards a connection comes to.
+        let server = server(io, "2", &identity, &["--streams-per-source", "3"]);
         let mut streams: Vec<_> = (0..3).map(|_| Stream::tcp(server.main_addr())).collect();
         for stream in &mut streams {
             stream.send(&binding(1));

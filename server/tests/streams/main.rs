@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../account/mod.rs"]
+mod account;
 mod client;
 mod hostile;
 mod identity;

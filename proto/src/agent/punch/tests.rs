@@ -21,13 +21,51 @@ fn own() -> SeatHandle {
     }
 }
 
+fn server() -> Addr {
+    addr("198.51.100.1:3478")
+}
+
+/// What an agent keeps for all its introductions together.
+struct Home {
+    rng: StdRng,
+    ledger: Ledger,
+    out: VecDeque<Transmit>,
+}
+
+impl Home {
+    fn new(seed: u64) -> Self {
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            ledger: Ledger::new(Millis(0)),
+            out: VecDeque::new(),
+        }
+    }
+
+    /// Begins anew with every way that there is.
+    fn punch(&mut self, now: Millis, introduced: &Introduced, previous: Option<Punch>) -> Punch {
+        let all = Strategies::ALL;
+        Punch::new(now, introduced, all, server(), previous, &mut self.rng)
+    }
+
+    fn handle_timeout(&mut self, now: Millis, punch: &mut Punch, room: usize) {
+        punch.handle_timeout(now, own(), room, &mut self.ledger, &mut self.out);
+    }
+
+    fn on_check(
+        &mut self,
+        now: Millis,
+        punch: &mut Punch,
+        from: Way,
+        id: TransactionId,
+    ) -> Option<Transmit> {
+        punch.on_check(now, from, id, server(), &mut self.ledger, &mut self.rng)
+    }
+}
+
 /// A peer that has the key sends checks from ever new and from ever the same addresses, and answers nothing.
 #[test]
 fn a_hostile_peer_cannot_spend_more_than_the_budget() {
-    let mut rng = StdRng::seed_from_u64(1);
-    let mut ledger = Ledger::new(Millis(0));
-    let server = addr("198.51.100.1:3478");
-    let own = own();
+    let mut home = Home::new(1);
     let introduced = Introduced {
         observed: Some(addr("203.0.113.1:5000")),
         reachable: vec![addr("192.168.0.1:5000"), addr("203.0.113.1:5002")],
@@ -36,19 +74,11 @@ fn a_hostile_peer_cannot_spend_more_than_the_budget() {
         ..Introduced::default()
     };
     let mut punch = None;
-    let mut out = VecDeque::new();
     let mut sent: HashMap<Addr, u32> = HashMap::new();
     for now in (0..9_000).map(Millis) {
         // Introduced again and again, which renews nothing.
         if now.0 % 1_000 == 0 {
-            punch = Some(Punch::new(
-                now,
-                &introduced,
-                Strategies::ALL,
-                server,
-                punch.take(),
-                &mut rng,
-            ));
+            punch = Some(home.punch(now, &introduced, punch.take()));
         }
         let punch = punch.as_mut().unwrap();
         for from in [
@@ -56,10 +86,11 @@ fn a_hostile_peer_cannot_spend_more_than_the_budget() {
             addr("203.0.113.9:1").with_port(now.0 as u16 + 1),
         ] {
             let id = TransactionId([now.0 as u8; 12]);
-            out.extend(punch.on_check(now, Way::of(from), id, server, &mut ledger, &mut rng));
+            let answer = home.on_check(now, punch, Way::of(from), id);
+            home.out.extend(answer);
         }
-        punch.handle_timeout(now, own, 64, &mut ledger, &mut out);
-        for transmit in out.drain(..) {
+        home.handle_timeout(now, punch, 64);
+        for transmit in home.out.drain(..) {
             assert!(transmit.bytes.len() <= 100);
             *sent.entry(transmit.to).or_default() += 1;
         }
@@ -73,13 +104,9 @@ fn a_hostile_peer_cannot_spend_more_than_the_budget() {
 /// A server that has the key introduces ever new members, all of them at addresses of one victim.
 #[test]
 fn a_hostile_server_cannot_spend_more_than_the_budget_of_a_minute() {
-    let mut rng = StdRng::seed_from_u64(4);
-    let mut ledger = Ledger::new(Millis(0));
-    let server = addr("198.51.100.1:3478");
-    let own = own();
+    let mut home = Home::new(4);
     let victim = addr("203.0.113.1:5000");
     let mut sent: HashMap<Addr, u32> = HashMap::new();
-    let mut out = VecDeque::new();
     let mut guesses = 0;
     let mut punches: VecDeque<Punch> = VecDeque::new();
     for now in (0..9_990).map(Millis) {
@@ -94,14 +121,13 @@ fn a_hostile_server_cannot_spend_more_than_the_budget_of_a_minute() {
             key: [7; 16],
             start_in_ms: 0,
         };
-        let chosen = Strategies::ALL;
-        punches.push_back(Punch::new(now, &introduced, chosen, server, None, &mut rng));
+        punches.push_back(home.punch(now, &introduced, None));
         // As many as a session has members.
         punches.truncate(254);
         for punch in &mut punches {
-            punch.handle_timeout(now, own, 256, &mut ledger, &mut out);
+            home.handle_timeout(now, punch, 256);
         }
-        for transmit in out.drain(..) {
+        for transmit in home.out.drain(..) {
             assert!(transmit.bytes.len() <= 100);
             if transmit.to.port() >= 39_000 {
                 guesses += 1;
@@ -118,27 +144,16 @@ fn a_hostile_server_cannot_spend_more_than_the_budget_of_a_minute() {
 
 #[test]
 fn an_answer_must_be_to_a_check_of_ours_and_from_where_it_went() {
-    let mut rng = StdRng::seed_from_u64(2);
-    let mut ledger = Ledger::new(Millis(0));
-    let server = addr("198.51.100.1:3478");
+    let mut home = Home::new(2);
     let peer = addr("203.0.113.1:5000");
-    let own = own();
     let introduced = Introduced {
         observed: Some(peer),
         key: [7; 16],
         ..Introduced::default()
     };
-    let mut punch = Punch::new(
-        Millis(0),
-        &introduced,
-        Strategies::ALL,
-        server,
-        None,
-        &mut rng,
-    );
-    let mut out = VecDeque::new();
-    punch.handle_timeout(Millis(0), own, 64, &mut ledger, &mut out);
-    let check = out.iter().find(|t| t.ttl.is_none()).unwrap();
+    let mut punch = home.punch(Millis(0), &introduced, None);
+    home.handle_timeout(Millis(0), &mut punch, 64);
+    let check = home.out.iter().find(|t| t.ttl.is_none()).unwrap();
     let id = Message::parse(&check.bytes).unwrap().transaction_id();
     for (from, id, key, ok) in [
         (peer.with_port(5001), id, [7; 16], false),
@@ -155,9 +170,7 @@ fn an_answer_must_be_to_a_check_of_ours_and_from_where_it_went() {
 
 #[test]
 fn an_address_on_the_same_network_takes_the_place_of_a_punched_one() {
-    let mut rng = StdRng::seed_from_u64(5);
-    let mut ledger = Ledger::new(Millis(0));
-    let own = own();
+    let mut home = Home::new(5);
     let (punched, near) = (addr("203.0.113.1:5000"), addr("192.168.0.7:5000"));
     let introduced = Introduced {
         observed: Some(punched),
@@ -165,19 +178,10 @@ fn an_address_on_the_same_network_takes_the_place_of_a_punched_one() {
         key: [7; 16],
         ..Introduced::default()
     };
-    let server = addr("198.51.100.1:3478");
-    let chosen = Strategies::ALL;
-    let mut punch = Punch::new(Millis(0), &introduced, chosen, server, None, &mut rng);
-    let mut out = VecDeque::new();
-    punch.handle_timeout(Millis(0), own, 64, &mut ledger, &mut out);
+    let mut punch = home.punch(Millis(0), &introduced, None);
+    home.handle_timeout(Millis(0), &mut punch, 64);
     for (now, from) in [(40, punched), (60, near), (61, punched)] {
-        let check = out
-            .iter()
-            .find(|transmit| transmit.to == from && transmit.ttl.is_none());
-        let id = Message::parse(&check.unwrap().bytes)
-            .unwrap()
-            .transaction_id();
-        let answer = write_check_answer(id, from, &[7; 16]);
+        let answer = answer(&home.out, Way::of(from));
         let message = Message::parse(&answer).unwrap();
         assert!(punch.on_answer(Millis(now), Way::of(from), &message));
         let best = if now == 40 { punched } else { near };
@@ -187,30 +191,19 @@ fn an_address_on_the_same_network_takes_the_place_of_a_punched_one() {
 
 #[test]
 fn far_openers_wait_for_the_peer_and_checks_for_the_start() {
-    let mut rng = StdRng::seed_from_u64(3);
-    let mut ledger = Ledger::new(Millis(0));
-    let own = own();
+    let mut home = Home::new(3);
     let introduced = Introduced {
         observed: Some(addr("203.0.113.1:5000")),
         key: [7; 16],
         start_in_ms: 400,
         ..Introduced::default()
     };
-    let server = addr("198.51.100.1:3478");
-    let mut punch = Punch::new(
-        Millis(0),
-        &introduced,
-        Strategies::ALL,
-        server,
-        None,
-        &mut rng,
-    );
+    let mut punch = home.punch(Millis(0), &introduced, None);
     let mut sent = Vec::new();
     while sent.len() < 6 {
         let now = punch.next_timeout().unwrap();
-        let mut out = VecDeque::new();
-        punch.handle_timeout(now, own, 64, &mut ledger, &mut out);
-        sent.extend(out.into_iter().map(|transmit| (now.0, transmit.ttl)));
+        home.handle_timeout(now, &mut punch, 64);
+        sent.extend(home.out.drain(..).map(|transmit| (now.0, transmit.ttl)));
     }
     assert_eq!(
         sent,
@@ -248,16 +241,11 @@ fn answer(out: &VecDeque<Transmit>, way: Way) -> Vec<u8> {
 
 #[test]
 fn a_way_through_a_turn_server_is_used_until_there_is_a_better_one() {
-    let mut rng = StdRng::seed_from_u64(6);
-    let mut ledger = Ledger::new(Millis(0));
-    let own = own();
+    let mut home = Home::new(6);
     let (observed, relayed) = (addr("203.0.113.1:5000"), addr("192.0.2.9:49152"));
     let introduced = introduced(observed, relayed);
-    let server = addr("198.51.100.1:3478");
-    let chosen = Strategies::ALL;
-    let mut punch = Punch::new(Millis(0), &introduced, chosen, server, None, &mut rng);
-    let mut out = VecDeque::new();
-    punch.handle_timeout(Millis(0), own, 64, &mut ledger, &mut out);
+    let mut punch = home.punch(Millis(0), &introduced, None);
+    home.handle_timeout(Millis(0), &mut punch, 64);
     // All four ways are tried at once.
     let ways = [
         Way::of(relayed),
@@ -265,7 +253,7 @@ fn a_way_through_a_turn_server_is_used_until_there_is_a_better_one() {
         Way::through_turn(relayed),
         Way::of(observed),
     ];
-    let answers = ways.map(|way| answer(&out, way));
+    let answers = ways.map(|way| answer(&home.out, way));
     // An answer counts only if it comes the way that the check went.
     let message = Message::parse(&answers[1]).unwrap();
     assert!(!punch.on_answer(Millis(30), Way::of(observed), &message));
@@ -286,21 +274,20 @@ fn a_way_through_a_turn_server_is_used_until_there_is_a_better_one() {
 
 #[test]
 fn who_did_not_choose_turn_does_not_answer_a_peers_turn_server() {
-    let mut rng = StdRng::seed_from_u64(7);
-    let mut ledger = Ledger::new(Millis(0));
+    let mut home = Home::new(7);
     let (observed, relayed) = (addr("203.0.113.1:5000"), addr("192.0.2.9:49152"));
     let introduced = Introduced {
         own_turn: false,
         ..introduced(observed, relayed)
     };
-    let server = addr("198.51.100.1:3478");
     for (chosen, answers) in [
         (Strategies::ALL, true),
         (Strategies::ALL.without(Strategy::Turn), false),
     ] {
-        let mut punch = Punch::new(Millis(0), &introduced, chosen, server, None, &mut rng);
+        let rng = &mut home.rng;
+        let mut punch = Punch::new(Millis(0), &introduced, chosen, server(), None, rng);
         let (id, from) = (TransactionId([1; 12]), Way::of(relayed));
-        let answer = punch.on_check(Millis(1), from, id, server, &mut ledger, &mut rng);
+        let answer = home.on_check(Millis(1), &mut punch, from, id);
         assert_eq!(answer.is_some(), answers);
         let tries = punch.candidates.iter().any(|c| c.way.addr == relayed);
         assert_eq!(tries, answers);

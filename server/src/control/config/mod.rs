@@ -102,7 +102,7 @@ pub struct Config {
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// TCP and TLS connections at one time, over all shards.
     pub streams_max: u32,
-    /// TCP and TLS connections of one source prefix on each shard; 0 is no limit.
+    /// TCP and TLS connections of one source prefix over all shards; 0 is no limit.
     pub streams_per_source: u32,
     /// How patient the server is with them; not an option.
     pub stream_times: StreamTimes,

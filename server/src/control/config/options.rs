@@ -126,7 +126,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "streams-per-source",
         "N",
-        "TCP and TLS connections of one IPv4 address or IPv6 /56 at one time, on each shard; 0 is no limit",
+        "TCP and TLS connections of one IPv4 address or IPv6 /56 at one time, over all shards; 0 is no limit",
     )
     .preset("64"),
     OptionSpec::new(
