@@ -147,9 +147,16 @@ fn run<T: DeserializeOwned>(
             .arg(&code_file);
         spawn(&mut command)
     };
-    let host = player(Side::A, "host", host_arguments)?;
-    let guest = player(Side::B, "join", guest_arguments)?;
-    Ok([report(host, "the host")?, report(guest, "the guest")?])
+    let mut host = player(Side::A, "host", host_arguments)?;
+    let mut guest = player(Side::B, "join", guest_arguments)?;
+    let reports = [
+        report(&mut host, "the host")?,
+        report(&mut guest, "the guest")?,
+    ];
+    // Neither has left yet, so that the other is not alone before it has found out what it reports.
+    end(host, "the host")?;
+    end(guest, "the guest")?;
+    Ok(reports)
 }
 
 /// What the doctor says from behind this NAT of a server with two addresses.
@@ -201,7 +208,7 @@ fn start(lab: &Lab, program: &Path, state: &Path, options: &[&str]) -> Result<Gu
 
 fn spawn(command: &mut Command) -> Result<Guarded, LabError> {
     command
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()
@@ -209,8 +216,8 @@ fn spawn(command: &mut Command) -> Result<Guarded, LabError> {
         .map_err(|error| LabError(format!("{command:?}: {error}")))
 }
 
-/// Waits until the process has printed a line that begins like this.
-fn await_line(process: &mut Guarded, begins: &str) -> Result<(), LabError> {
+/// Waits until the process has printed a line that begins like this, and returns it.
+fn await_line(process: &mut Guarded, begins: &str) -> Result<String, LabError> {
     let output = process
         .0
         .stdout
@@ -225,34 +232,29 @@ fn await_line(process: &mut Guarded, begins: &str) -> Result<(), LabError> {
     {
         if line.starts_with(begins) {
             process.1 = Some(reader);
-            return Ok(());
+            return Ok(line);
         }
         line.clear();
     }
-    Err(LabError(format!("the server ended without '{begins}'")))
+    Err(LabError(format!("the process ended without '{begins}'")))
 }
 
-/// The last line of a player's output, as its report.
-fn report<T: DeserializeOwned>(mut player: Guarded, who: &str) -> Result<T, LabError> {
-    let output = player
-        .0
-        .stdout
-        .take()
-        .ok_or_else(|| LabError("the output is taken".to_owned()))?;
-    let mut last = String::new();
-    for line in BufReader::new(output).lines() {
-        last = line.map_err(|error| LabError(error.to_string()))?;
-    }
+/// What a player reports.
+fn report<T: DeserializeOwned>(player: &mut Guarded, who: &str) -> Result<T, LabError> {
+    let said = await_line(player, "{").map_err(|error| LabError(format!("{who}: {error}")))?;
+    serde_json::from_str(&said).map_err(|error| LabError(format!("{who} said '{said}': {error}")))
+}
+
+/// Lets a player leave, which it does when its input ends.
+fn end(mut player: Guarded, who: &str) -> Result<(), LabError> {
     let status = player
         .0
         .wait()
         .map_err(|error| LabError(error.to_string()))?;
-    let meeting = serde_json::from_str(&last)
-        .map_err(|error| LabError(format!("{who} said '{last}' ({status}): {error}")))?;
     if status.success() {
-        Ok(meeting)
+        Ok(())
     } else {
-        Err(LabError(format!("{who} ended with {status}: {last}")))
+        Err(LabError(format!("{who} ended with {status}")))
     }
 }
 
@@ -267,9 +269,10 @@ impl Scratch {
             std::thread::current().id()
         );
         let path = std::env::temp_dir().join(unique.replace(['(', ')'], ""));
+        // Of an earlier process with the same number, which was killed.
+        let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path)
             .map_err(|error| LabError(format!("{}: {error}", path.display())))?;
-        let _ = std::fs::remove_file(Path::join(&path, "code"));
         Ok(Self(path))
     }
 }

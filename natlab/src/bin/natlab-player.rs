@@ -1,5 +1,5 @@
 //! One of the two players of the lab: hosts or joins, exchanges numbered datagrams in both directions and says on one
-//! line of JSON which path they took. Exits with 0 if the conversation worked.
+//! line of JSON which path they took. Leaves when its input ends, and exits with 0 if the conversation worked.
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
@@ -34,8 +34,6 @@ const STREAM_LEN: usize = 10_000;
 const NUMBERED: u8 = 1;
 /// Sent over and over until the other side has sent everything too.
 const DONE: u8 = 2;
-/// How much sooner one may find out than the other that there is no way.
-const LINGER: Duration = Duration::from_secs(2);
 const MS: Duration = Duration::from_millis(1);
 
 struct Options {
@@ -176,8 +174,6 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     let report = if converses {
         converse(&link, options)?
     } else {
-        // The other is as slow to find out that there is no way.
-        thread::sleep(LINGER);
         report
     };
     let path = match report.path {
@@ -209,6 +205,8 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
         report.duplicated,
         report.corrupted,
     );
+    // The other may find out later what it reports, and needs this one for it.
+    io::copy(&mut io::stdin(), &mut io::sink())?;
     // The conversation is over; whether the server noticed is not part of it.
     let _ = session.leave();
     Ok(!converses || (report.received > 0 && report.corrupted == 0))
@@ -254,7 +252,9 @@ fn settle(
     let mut has_tried = false;
     let relays_only = options.policy == PathPolicy::RelayOnly
         || options.strategies == Strategies::only(Strategy::Relay);
-    while met.elapsed() < options.settle {
+    // Attempts that are under way come to an end by themselves.
+    let is_open = || link.path() == Path::Punching && met.elapsed() < options.timeout;
+    while met.elapsed() < options.settle || is_open() {
         match link.path() {
             Path::Direct => break,
             Path::Punching => has_tried = true,
