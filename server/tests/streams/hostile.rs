@@ -61,7 +61,7 @@ fn who_has_nothing_here_and_is_idle_is_dropped() {
     for io in BACKENDS {
         // Long enough that nobody here is idle who is only slow to be given a processor.
         let times = StreamTimes {
-            first_message_ms: 20_000,
+            first_message_ms: 2_000,
             idle_ms: 2_000,
             ..StreamTimes::default()
         };
