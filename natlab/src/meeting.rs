@@ -1,7 +1,8 @@
 //! One meeting: the server and two players, as processes in a laboratory, and what the players report.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -119,6 +120,9 @@ fn run<T: DeserializeOwned>(
     [host_arguments, guest_arguments]: [Vec<&str>; 2],
     file_option: &str,
 ) -> Result<[T; 2], LabError> {
+    for program in [&programs.server, &programs.player] {
+        read_in(program)?;
+    }
     let lab = Lab::new(a, b)?;
     let scratch = Scratch::new()?;
     let _server = start_server(&lab, &programs.server, &scratch, server_options)?;
@@ -164,6 +168,9 @@ fn run<T: DeserializeOwned>(
 /// # Errors
 /// What could not be set up, or that the doctor found no server.
 pub fn examine(server: &Path, doctor: &Path, nat: Nat) -> Result<String, LabError> {
+    for program in [server, doctor] {
+        read_in(program)?;
+    }
     let lab = Lab::new(nat, Nat::PortRestricted)?;
     let scratch = Scratch::new()?;
     let two = ["--alternate-ip", Lab::SECOND_SERVER_IP];
@@ -178,6 +185,14 @@ pub fn examine(server: &Path, doctor: &Path, nat: Nat) -> Result<String, LabErro
         return Err(LabError(format!("the doctor said '{said}'")));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Reads a program, so that the kernel has it at hand: who punches at a common start cannot wait for a disk then.
+fn read_in(program: &Path) -> Result<(), LabError> {
+    File::open(program)
+        .and_then(|mut file| io::copy(&mut file, &mut io::sink()))
+        .map(drop)
+        .map_err(|error| LabError(format!("{}: {error}", program.display())))
 }
 
 fn server_address() -> String {
