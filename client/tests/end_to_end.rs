@@ -29,7 +29,7 @@ fn server() -> Server {
 fn server_at(at: SocketAddr, secret: u8) -> Server {
     let options = ["waypost-server", "--admin", "off", "--probe-port", "0"];
     let at = at.to_string();
-    let keepalive = ["--listen", &at, "--keepalive-secs", "1"];
+    let keepalive = ["--listen", &at, "--keepalive-secs", "1", "--pin", "false"];
     let sources = Sources {
         arguments: options.iter().chain(&keepalive).map(Into::into).collect(),
         environment: std::env::vars_os()

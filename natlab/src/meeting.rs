@@ -212,7 +212,7 @@ fn start_server(
 fn start(lab: &Lab, program: &Path, state: &Path, options: &[&str]) -> Result<Guarded, LabError> {
     let mut server = spawn(
         lab.in_public(program)
-            .args(["--admin", "off"])
+            .args(["--admin", "off", "--pin", "false"])
             .args(["--shards", "2", "--log-level", "error", "--state-dir"])
             .arg(state)
             .args(options),
