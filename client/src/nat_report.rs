@@ -142,7 +142,7 @@ impl fmt::Display for NatReport {
 }
 
 /// Finds out how the NAT in front of this machine behaves. Takes up to some seconds, because what does not come has to be
-/// waited for.
+/// waited for; to find that a server is silent takes 15 s.
 ///
 /// # Errors
 /// [`Error::Silent`] if the server does not answer; [`Error::Io`].
