@@ -12,10 +12,12 @@ use waypost_proto::wire::stun::{self, Class, Message, MessageWriter, Transaction
 use crate::error::Error;
 use crate::list::first_that_answers;
 
-/// A request is sent so often.
+/// What may not come is asked for so often.
 const TRIES: u32 = 4;
-/// And its answer waited for so long each time.
+/// And waited for so long each time.
 const WAIT: Duration = Duration::from_millis(400);
+/// What a server always answers is waited for as long as a [`crate::Player`] waits by default.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// CHANGE-REQUEST (RFC 5780 section 7.2): answer from the other address, and from the other port.
 const OTHER_IP: u32 = 4;
 const OTHER_PORT: u32 = 2;
@@ -140,7 +142,7 @@ impl fmt::Display for NatReport {
 }
 
 /// Finds out how the NAT in front of this machine behaves. Takes up to some seconds, because what does not come has to be
-/// waited for.
+/// waited for; to find that a server is silent takes 15 s.
 ///
 /// # Errors
 /// [`Error::Silent`] if the server does not answer; [`Error::Io`].
@@ -150,7 +152,7 @@ pub fn nat_report(server: impl ToSocketAddrs) -> Result<NatReport, Error> {
 
 fn report_from(server: SocketAddr) -> Result<NatReport, Error> {
     let prober = Prober::open(server)?;
-    let first = prober.ask(server, 0)?.ok_or(Error::Silent)?;
+    let first = prober.ask(server)?.ok_or(Error::Silent)?;
     let mapped = first.mapped;
     let local = SocketAddr::new(local_ip(server)?, prober.socket.local_addr()?.port());
     let filtering = match first.other {
@@ -175,13 +177,13 @@ fn report_from(server: SocketAddr) -> Result<NatReport, Error> {
 /// RFC 5780 section 4.4, from a socket that has sent nothing to the other address yet.
 fn filtering(server: SocketAddr) -> Result<Behaviour, Error> {
     let prober = Prober::open(server)?;
-    prober.ask(server, 0)?.ok_or(Error::Silent)?;
-    if prober.ask(server, OTHER_IP | OTHER_PORT)?.is_some() {
+    prober.ask(server)?.ok_or(Error::Silent)?;
+    if prober.hears(server, OTHER_IP | OTHER_PORT)? {
         return Ok(Behaviour::EndpointIndependent);
     }
-    Ok(match prober.ask(server, OTHER_PORT)? {
-        Some(_) => Behaviour::AddressDependent,
-        None => Behaviour::AddressAndPortDependent,
+    Ok(match prober.hears(server, OTHER_PORT)? {
+        true => Behaviour::AddressDependent,
+        false => Behaviour::AddressAndPortDependent,
     })
 }
 
@@ -192,7 +194,7 @@ fn step(server: SocketAddr) -> Result<Option<i32>, Error> {
     let mut open = Vec::new();
     for _ in 0..SOCKETS {
         let prober = Prober::open(server)?;
-        let Some(answer) = prober.ask(server, 0)? else {
+        let Some(answer) = prober.ask(server)? else {
             return Ok(None);
         };
         let local = prober.socket.local_addr()?.port();
@@ -214,7 +216,7 @@ fn common_step(pairs: &[(i32, i32)]) -> Option<i32> {
 fn hairpins(prober: &Prober, server: SocketAddr, mapped: SocketAddr) -> Result<bool, Error> {
     let other = Prober::open(server)?;
     // The NAT has to have a mapping for the sender too.
-    other.ask(server, 0)?;
+    other.ask(server)?;
     let (_, request) = binding(0)?;
     let mut buffer = [0; BUFFER];
     for _ in 0..TRIES {
@@ -258,13 +260,13 @@ impl Prober {
         mapped: SocketAddr,
     ) -> Result<Option<Behaviour>, Error> {
         let same_port = SocketAddr::new(other.ip(), server.port());
-        let Some(second) = self.ask(same_port, 0)? else {
+        let Some(second) = self.ask(same_port)? else {
             return Ok(None);
         };
         if second.mapped == mapped {
             return Ok(Some(Behaviour::EndpointIndependent));
         }
-        Ok(self.ask(other, 0)?.map(|third| {
+        Ok(self.ask(other)?.map(|third| {
             if third.mapped == second.mapped {
                 Behaviour::AddressDependent
             } else {
@@ -273,24 +275,60 @@ impl Prober {
         }))
     }
 
-    /// Asks for the mapped address, the answer to come from where `change` says.
-    fn ask(&self, to: SocketAddr, change: u32) -> Result<Option<Answer>, Error> {
-        let (id, request) = binding(change)?;
+    /// Asks for the mapped address. `None` if there is no answer.
+    fn ask(&self, to: SocketAddr) -> Result<Option<Answer>, Error> {
+        self.ask_beside(to, |_, _| ())
+    }
+
+    /// As [`Prober::ask`]; whatever else comes meanwhile is shown to `other`.
+    fn ask_beside(
+        &self,
+        to: SocketAddr,
+        mut other: impl FnMut(SocketAddr, &[u8]),
+    ) -> Result<Option<Answer>, Error> {
+        let (id, request) = binding(0)?;
         let mut buffer = [0; BUFFER];
-        for _ in 0..TRIES {
+        let give_up = Instant::now() + PATIENCE;
+        while Instant::now() < give_up {
             self.socket.send_to(&request, to)?;
             let until = Instant::now() + WAIT;
             while let Some((len, from)) = self.receive(&mut buffer, until)? {
-                let moved_ip = from.ip() != to.ip();
-                let moved_port = from.port() != to.port();
-                let as_wanted = moved_ip == (change & OTHER_IP != 0)
-                    && moved_port == (change & OTHER_PORT != 0);
-                if as_wanted && let Some(answer) = read(&buffer[..len], id) {
-                    return Ok(Some(answer));
+                let answer = read(&buffer[..len], id).filter(|_| from == to);
+                if answer.is_some() {
+                    return Ok(answer);
                 }
+                other(from, &buffer[..len]);
             }
         }
         Ok(None)
+    }
+
+    /// Whether an answer that is to come from where `change` says gets here. A server may be slow, so the time that it is waited
+    /// for begins when the same server has answered a plain question that it was asked after that.
+    fn hears(&self, to: SocketAddr, change: u32) -> Result<bool, Error> {
+        let (id, request) = binding(change)?;
+        let is_wanted = |from: SocketAddr, bytes: &[u8]| {
+            let moved_ip = from.ip() != to.ip();
+            let moved_port = from.port() != to.port();
+            moved_ip == (change & OTHER_IP != 0)
+                && moved_port == (change & OTHER_PORT != 0)
+                && read(bytes, id).is_some()
+        };
+        let mut buffer = [0; BUFFER];
+        for _ in 0..TRIES {
+            self.socket.send_to(&request, to)?;
+            let mut came = false;
+            self.ask_beside(to, |from, bytes| came |= is_wanted(from, bytes))?
+                .ok_or(Error::Silent)?;
+            let until = Instant::now() + WAIT;
+            while !came && let Some((len, from)) = self.receive(&mut buffer, until)? {
+                came = is_wanted(from, &buffer[..len]);
+            }
+            if came {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The next datagram before `until`.

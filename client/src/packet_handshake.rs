@@ -141,18 +141,15 @@ fn shake(socket: &UdpSocket, peer: SocketAddr, timing: HandshakeTiming) -> io::R
     let mut buffer = [0; RECEIVE_BUFFER];
     let began = Instant::now();
     let mut due = began;
+    let give_up = began + timing.timeout;
+    // What is there is looked at even if the time was over before this was given a processor.
+    let mut now = began;
     loop {
-        let now = Instant::now();
-        if now.duration_since(began) >= timing.timeout {
-            break;
-        }
         if due <= now {
             send(socket, at, own)?;
             due = now + timing.interval;
         }
-        let wait = due
-            .min(began + timing.timeout)
-            .saturating_duration_since(now);
+        let wait = due.min(give_up).saturating_duration_since(now);
         socket.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
         match socket.recv_from(&mut buffer) {
             Ok((len, from)) if from.ip() == peer.ip() => {
@@ -167,6 +164,10 @@ fn shake(socket: &UdpSocket, peer: SocketAddr, timing: HandshakeTiming) -> io::R
             Ok(_) => {}
             Err(error) if is_passing(&error) => {}
             Err(error) => return Err(error),
+        }
+        now = Instant::now();
+        if now >= give_up {
+            break;
         }
     }
     if own.is_partial() {

@@ -174,7 +174,9 @@ fn an_address_on_a_turn_server_is_a_way_of_its_own() {
             ..alone.clone()
         };
         let (_sessions, links) = pair(server.main_addr(), offers, alone);
-        assert!(links.iter().all(|link| link.wait_direct(LONG)));
+        for link in &links {
+            assert!(link.wait_direct(LONG), "{:?}", link.report());
+        }
         let mut buf = [0; 1500];
         for (from, to) in [(0, 1), (1, 0)] {
             let data = vec![7; links[from].max_datagram()];
@@ -183,10 +185,8 @@ fn an_address_on_a_turn_server_is_a_way_of_its_own() {
             assert_eq!(buf[..len], data);
         }
         for link in &links {
-            assert!(matches!(
-                progress(link, Strategy::Turn),
-                Progress::Connected { .. }
-            ));
+            let is_connected = matches!(progress(link, Strategy::Turn), Progress::Connected { .. });
+            assert!(is_connected, "{:?}", link.report());
             for other in [Strategy::Relay, Strategy::UdpPunch] {
                 assert_eq!(progress(link, other), Progress::NotTried(Reason::NotChosen));
             }

@@ -1,7 +1,8 @@
 //! One meeting: the server and two players, as processes in a laboratory, and what the players report.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
@@ -120,6 +121,9 @@ fn run<T: DeserializeOwned>(
     [host_arguments, guest_arguments]: [Vec<&str>; 2],
     file_option: &str,
 ) -> Result<[T; 2], LabError> {
+    for program in [&programs.server, &programs.player] {
+        read_in(program)?;
+    }
     let lab = Lab::new(a, b)?;
     let scratch = Scratch::new()?;
     let _server = start_server(&lab, &programs.server, &scratch, server_options)?;
@@ -148,9 +152,16 @@ fn run<T: DeserializeOwned>(
             .arg(&code_file);
         spawn(&mut command)
     };
-    let host = player(Side::A, "host", host_arguments)?;
-    let guest = player(Side::B, "join", guest_arguments)?;
-    Ok([report(host, "the host")?, report(guest, "the guest")?])
+    let mut host = player(Side::A, "host", host_arguments)?;
+    let mut guest = player(Side::B, "join", guest_arguments)?;
+    let reports = [
+        report(&mut host, "the host")?,
+        report(&mut guest, "the guest")?,
+    ];
+    // Neither has left yet, so that the other is not alone before it has found out what it reports.
+    end(host, "the host")?;
+    end(guest, "the guest")?;
+    Ok(reports)
 }
 
 /// What the doctor says from behind this NAT of a server with two addresses.
@@ -158,6 +169,9 @@ fn run<T: DeserializeOwned>(
 /// # Errors
 /// What could not be set up, or that the doctor found no server.
 pub fn examine(server: &Path, doctor: &Path, nat: Nat) -> Result<String, LabError> {
+    for program in [server, doctor] {
+        read_in(program)?;
+    }
     let lab = Lab::new(nat, Nat::PortRestricted)?;
     let scratch = Scratch::new()?;
     let two = ["--alternate-ip", Lab::SECOND_SERVER_IP];
@@ -172,6 +186,14 @@ pub fn examine(server: &Path, doctor: &Path, nat: Nat) -> Result<String, LabErro
         return Err(LabError(format!("the doctor said '{said}'")));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Reads a program, so that the kernel has it at hand: who punches at a common start cannot wait for a disk then.
+fn read_in(program: &Path) -> Result<(), LabError> {
+    File::open(program)
+        .and_then(|mut file| io::copy(&mut file, &mut io::sink()))
+        .map(drop)
+        .map_err(|error| LabError(format!("{}: {error}", program.display())))
 }
 
 fn server_address() -> String {
@@ -191,7 +213,7 @@ fn start_server(
 fn start(lab: &Lab, program: &Path, state: &Path, options: &[&str]) -> Result<Guarded, LabError> {
     let mut server = spawn(
         lab.in_public(program)
-            .args(["--admin", "off"])
+            .args(["--admin", "off", "--pin", "false"])
             .args(["--shards", "2", "--log-level", "error", "--state-dir"])
             .arg(state)
             .args(options),
@@ -202,7 +224,7 @@ fn start(lab: &Lab, program: &Path, state: &Path, options: &[&str]) -> Result<Gu
 
 fn spawn(command: &mut Command) -> Result<Guarded, LabError> {
     command
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .spawn()
@@ -210,8 +232,8 @@ fn spawn(command: &mut Command) -> Result<Guarded, LabError> {
         .map_err(|error| LabError(format!("{command:?}: {error}")))
 }
 
-/// Waits until the process has printed a line that begins like this.
-fn await_line(process: &mut Guarded, begins: &str) -> Result<(), LabError> {
+/// Waits until the process has printed a line that begins like this, and returns it.
+fn await_line(process: &mut Guarded, begins: &str) -> Result<String, LabError> {
     let output = process
         .0
         .stdout
@@ -226,34 +248,29 @@ fn await_line(process: &mut Guarded, begins: &str) -> Result<(), LabError> {
     {
         if line.starts_with(begins) {
             process.1 = Some(reader);
-            return Ok(());
+            return Ok(line);
         }
         line.clear();
     }
-    Err(LabError(format!("the server ended without '{begins}'")))
+    Err(LabError(format!("the process ended without '{begins}'")))
 }
 
-/// The last line of a player's output, as its report.
-fn report<T: DeserializeOwned>(mut player: Guarded, who: &str) -> Result<T, LabError> {
-    let output = player
-        .0
-        .stdout
-        .take()
-        .ok_or_else(|| LabError("the output is taken".to_owned()))?;
-    let mut last = String::new();
-    for line in BufReader::new(output).lines() {
-        last = line.map_err(|error| LabError(error.to_string()))?;
-    }
+/// What a player reports.
+fn report<T: DeserializeOwned>(player: &mut Guarded, who: &str) -> Result<T, LabError> {
+    let said = await_line(player, "{").map_err(|error| LabError(format!("{who}: {error}")))?;
+    serde_json::from_str(&said).map_err(|error| LabError(format!("{who} said '{said}': {error}")))
+}
+
+/// Lets a player leave, which it does when its input ends.
+fn end(mut player: Guarded, who: &str) -> Result<(), LabError> {
     let status = player
         .0
         .wait()
         .map_err(|error| LabError(error.to_string()))?;
-    let meeting = serde_json::from_str(&last)
-        .map_err(|error| LabError(format!("{who} said '{last}' ({status}): {error}")))?;
     if status.success() {
-        Ok(meeting)
+        Ok(())
     } else {
-        Err(LabError(format!("{who} ended with {status}: {last}")))
+        Err(LabError(format!("{who} ended with {status}")))
     }
 }
 
@@ -268,9 +285,10 @@ impl Scratch {
             std::thread::current().id()
         );
         let path = std::env::temp_dir().join(unique.replace(['(', ')'], ""));
+        // Of an earlier process with the same number, which was killed.
+        let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path)
             .map_err(|error| LabError(format!("{}: {error}", path.display())))?;
-        let _ = std::fs::remove_file(Path::join(&path, "code"));
         Ok(Self(path))
     }
 }

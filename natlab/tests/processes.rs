@@ -48,6 +48,7 @@ impl ServerProcess {
         let mut child = Command::new(env!("CARGO_BIN_EXE_natlab-server"))
             .args(["--listen", listen, "--probe-port", "0", "--shards", "2"])
             .args(["--admin", "127.0.0.1:0", "--log-level", "error"])
+            .args(["--pin", "false"])
             .arg("--state-dir")
             .arg(&state.0)
             .args(options)

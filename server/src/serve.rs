@@ -179,8 +179,9 @@ impl Server {
     }
 
     /// Starts a server for tests and load generators, from options as on the command line. Without others it listens
-    /// on ports of 127.0.0.1 that the kernel chose, with a secret of its own and no admin port. The environment counts for
-    /// one thing, `WAYPOST_IO`, so that one test suite runs on either packet backend.
+    /// on ports of 127.0.0.1 that the kernel chose, with a secret of its own and no admin port, and its shards are not pinned:
+    /// what else runs in a test may keep one core busy for long. The environment counts for one thing, `WAYPOST_IO`, so that
+    /// one test suite runs on either packet backend.
     ///
     /// # Errors
     /// As [`Server::start`], and for bad options.
@@ -204,6 +205,8 @@ impl Server {
             "0",
             "--admin",
             "off",
+            "--pin",
+            "false",
         ];
         let given = |name: &str| options.contains(&name);
         let base = base[..1]

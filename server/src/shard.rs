@@ -102,7 +102,10 @@ impl<P: StreamIo> EventLoop<P> {
                         self.send_to_stream(now, &frame, Urgency::Control);
                     }
                     Some(Post::Tls(tls)) => self.streams.set_tls(tls),
-                    Some(Post::Stop) => return Ok(()),
+                    Some(Post::Stop) => {
+                        self.publish(woken);
+                        return Ok(());
+                    }
                     None => break,
                 }
             }
@@ -130,15 +133,20 @@ impl<P: StreamIo> EventLoop<P> {
             self.end_heard_streams(now);
             if now.since(Millis(published_ms)) >= PUBLISH_EVERY_MS {
                 published_ms = now.0;
-                self.publisher.tick(woken, thread_cpu_time());
-                self.publisher
-                    .publish(IO_TABLE, &io_values(self.io.stats()));
-                self.publisher
-                    .publish(PROTOCOL_TABLE, self.shard.counters().values());
-                self.publisher
-                    .publish(STREAM_TABLE, &self.streams.counters().values());
+                self.publish(woken);
             }
         }
+    }
+
+    /// Shows the numbers to whoever wants to know, and that this shard lives.
+    fn publish(&mut self, woken: Instant) {
+        self.publisher.tick(woken, thread_cpu_time());
+        self.publisher
+            .publish(IO_TABLE, &io_values(self.io.stats()));
+        self.publisher
+            .publish(PROTOCOL_TABLE, self.shard.counters().values());
+        self.publisher
+            .publish(STREAM_TABLE, &self.streams.counters().values());
     }
 
     /// Deals with what came by streams, among it noray's commands.

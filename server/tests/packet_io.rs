@@ -57,6 +57,16 @@ fn take<P: PacketIo>(
     }
 }
 
+/// Asserts that nobody has this port. Another test may just start a program: until that is another program than this one, it
+/// has copies of all that is open here.
+fn assert_free(at: SocketAddr) {
+    let options = UdpOptions {
+        retry_in_use: HANG,
+        ..UdpOptions::default()
+    };
+    bind_udp(at, &options).unwrap();
+}
+
 fn flush(io: &mut impl PacketIo) {
     io.turn(Some(Duration::ZERO)).unwrap();
 }
@@ -166,7 +176,7 @@ fn trains_are_taken_whole(mut io: impl PacketIo, ip: IpAddr) {
     flush(&mut io);
     flush(&mut io);
     assert!(io.socket(through).is_none());
-    bind_udp(at, &UdpOptions::default()).unwrap();
+    assert_free(at);
 }
 
 fn trains_keep_their_order(mut io: impl PacketIo, ip: IpAddr) {
@@ -315,7 +325,7 @@ fn wide_sockets_take_large_datagrams(mut io: impl PacketIo, ip: IpAddr) {
     flush(&mut io);
     flush(&mut io);
     assert!(io.socket(wide).is_none());
-    bind_udp(wide_at, &UdpOptions::default()).unwrap();
+    assert_free(wide_at);
 }
 
 /// Trains come to a wide socket as the datagrams that they are.
@@ -389,9 +399,7 @@ fn removing_a_starved_socket_works(mut io: impl PacketIo, ip: IpAddr) {
         io.turn(Some(Duration::ZERO)).unwrap();
         assert!(io.next().is_none());
     }
-    sockets
-        .iter()
-        .for_each(|&(_, at)| drop(bind_udp(at, &UdpOptions::default()).unwrap()));
+    sockets.iter().for_each(|&(_, at)| assert_free(at));
     let (_, at) = add(&mut io, ip);
     from.send_to(b"alive", at).unwrap();
     take(&mut io, 1, |io, received| {
@@ -513,7 +521,7 @@ fn a_drop_frees_the_ports(mut io: impl PacketIo, ip: IpAddr) {
     take(&mut io, 1, |_, _| {});
     drop(io);
     for (_, at) in sockets {
-        bind_udp(at, &UdpOptions::default()).unwrap();
+        assert_free(at);
     }
 }
 

@@ -418,16 +418,20 @@ impl Drop for Place {
 
 #[test]
 fn it_hands_over_to_a_binary_that_can_be_used() {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::symlink;
 
     let place = Place::new("successor");
     let binary = env!("CARGO_BIN_EXE_waypost-server");
     // What lies at the path changes, as with a package that is upgraded.
     let path = place.0.join("waypost-server");
+    // Another process writes it: whatever other tests start meanwhile inherits what this one has open, until it is another
+    // program, and a file that somebody may write cannot be executed (ETXTBSY).
     let install = |script: &str| {
         let fresh = place.0.join("fresh");
-        std::fs::write(&fresh, script).unwrap();
-        std::fs::set_permissions(&fresh, PermissionsExt::from_mode(0o755)).unwrap();
+        let write = r#"printf %s "$1" > "$0" && chmod 755 "$0""#;
+        let mut shell = Command::new("sh");
+        shell.args(["-c", write]).arg(&fresh).arg(script);
+        assert!(shell.status().unwrap().success());
         std::fs::rename(&fresh, &path).unwrap();
     };
     symlink(binary, &path).unwrap();

@@ -24,6 +24,8 @@ struct Client {
     turn: TurnClientUdp,
     began: Instant,
     received: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// Transaction ids of what was taken in.
+    answered: Vec<[u8; 12]>,
 }
 
 impl Client {
@@ -37,6 +39,7 @@ impl Client {
             socket,
             began: Instant::now(),
             received: VecDeque::new(),
+            answered: Vec::new(),
         }
     }
 
@@ -78,8 +81,11 @@ impl Client {
         };
         let (from, to) = (self.turn.remote_addr(), self.turn.local_addr());
         let transmit = Transmit::new(buffer[..len].to_vec(), UDP, from, to);
+        let id: [u8; 12] = buffer[8..20].try_into().unwrap();
         match self.turn.recv(transmit, self.now()) {
-            TurnRecvRet::Handled => {}
+            TurnRecvRet::Handled => self.answered.push(id),
+            // A second answer, to a request that was repeated because the first was slow to come.
+            TurnRecvRet::Ignored(_) if self.answered.contains(&id) => {}
             TurnRecvRet::PeerData(data) => {
                 self.received.push_back((data.peer, data.data().to_vec()))
             }

@@ -5,7 +5,7 @@
 
 use std::error::Error;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
@@ -47,17 +47,13 @@ fn main() -> Outcome<()> {
     for tries in 1..=TRIES {
         let peer = match dialect.as_str() {
             "rabid" => player.rabid(tries)?,
-            "simple" => player.simple(&socket)?,
-            "godot-p2p" => player.godot_p2p(&socket)?,
+            "simple" => player.simple(&socket, tries)?,
+            "godot-p2p" => player.godot_p2p(&socket, tries)?,
             other => return Err(format!("{other} is not known here").into()),
         };
         if let Some(peer) = peer {
             println!("{}", json!({"tries": tries, "peer": peer.to_string()}));
             return Ok(());
-        }
-        if !player.is_host {
-            // The host has given up too by then.
-            std::thread::sleep(Duration::from_millis(500));
         }
     }
     Err("the peer was not reached".into())
@@ -203,7 +199,7 @@ impl Player<'_> {
     }
 
     /// simple-hole-punch: one socket for everything; only the two keys of the peer count.
-    fn simple(&self, socket: &UdpSocket) -> Outcome<Option<SocketAddr>> {
+    fn simple(&self, socket: &UdpSocket, tries: u32) -> Outcome<Option<SocketAddr>> {
         let second = Duration::from_secs(1);
         let lan = own_key(self.server, socket)?;
         let address = |key: &str| simple::addr(key.as_bytes()).map(Addr::to_socket_addr);
@@ -220,14 +216,14 @@ impl Player<'_> {
                         .and_then(|text| text.split_once(':'))
                         && !is_told
                     {
-                        is_told = std::fs::write(self.id_file, id).is_ok();
+                        is_told = self.is_hosting(tries, id).is_ok();
                     }
                     let (public, lan) = text.strip_prefix("NJ:")?.split_once(':')?;
                     Some(vec![address(public)?, address(lan)?])
                 },
             )?
         } else {
-            let id = self.await_id()?;
+            let id = self.await_host(tries)?;
             ask(
                 socket,
                 self.server,
@@ -242,19 +238,31 @@ impl Player<'_> {
         reach(socket, &peers, Duration::from_millis(200), "RD:me", false)
     }
 
-    fn await_id(&self) -> Outcome<String> {
+    /// The file that says that the host waits for this try's guest, and under which id.
+    fn file_of(&self, tries: u32) -> PathBuf {
+        self.id_file.with_extension(tries.to_string())
+    }
+
+    /// Lets the guest begin this try. He must not sooner: a host who still tries to reach him would not hear that he has come.
+    fn is_hosting(&self, tries: u32, id: &str) -> std::io::Result<()> {
+        let draft = self.id_file.with_extension("draft");
+        std::fs::write(&draft, id)?;
+        std::fs::rename(&draft, self.file_of(tries))
+    }
+
+    fn await_host(&self, tries: u32) -> Outcome<String> {
         let begin = Instant::now();
         while begin.elapsed() < MEET {
-            match std::fs::read_to_string(self.id_file) {
-                Ok(id) if id.len() == simple::ID_LEN => return Ok(id),
-                _ => std::thread::sleep(Duration::from_millis(20)),
+            match std::fs::read_to_string(self.file_of(tries)) {
+                Ok(id) => return Ok(id),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         }
-        Err("the host has no id".into())
+        Err("the host does not wait".into())
     }
 
     /// GodotP2P: the server player registers, the other joins; both ask global and local address of the other.
-    fn godot_p2p(&self, socket: &UdpSocket) -> Outcome<Option<SocketAddr>> {
+    fn godot_p2p(&self, socket: &UdpSocket, tries: u32) -> Outcome<Option<SocketAddr>> {
         let second = Duration::from_secs(1);
         let local = socket.local_addr()?.port();
         let address = json!([own_ip(self.server)?, local]);
@@ -270,6 +278,9 @@ impl Player<'_> {
             ),
         };
         let packet = tagged(name, kind, more);
+        if !self.is_host {
+            self.await_host(tries)?;
+        }
         let peers = ask(
             socket,
             self.server,
@@ -277,6 +288,9 @@ impl Player<'_> {
             || vec![packet.clone()],
             |text| {
                 let answer: Value = serde_json::from_str(text).ok()?;
+                if self.is_host && answer["__type"] == "confirming-registration" {
+                    let _ = self.is_hosting(tries, name);
+                }
                 if answer["__type"] != "providing-peer-handshake-info" {
                     return None;
                 }

@@ -1,5 +1,5 @@
 //! One of the two players of the lab: hosts or joins, exchanges numbered datagrams in both directions and says on one
-//! line of JSON which path they took. Exits with 0 if the conversation worked.
+//! line of JSON which path they took. Leaves when its input ends, and exits with 0 if the conversation worked.
 
 use std::error::Error;
 use std::io::{Read as _, Write as _};
@@ -35,8 +35,8 @@ const STREAM_LEN: usize = 10_000;
 const NUMBERED: u8 = 1;
 /// Sent over and over until the other side has sent everything too.
 const DONE: u8 = 2;
-/// How much sooner one may find out than the other that there is no way.
-const LINGER: Duration = Duration::from_secs(2);
+/// Datagrams that one may be ahead of the other: a player who is not given a processor has room for them in its socket.
+const WINDOW: u32 = 64;
 const MS: Duration = Duration::from_millis(1);
 
 struct Options {
@@ -188,8 +188,6 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
     let report = if converses {
         converse(&link, options)?
     } else {
-        // The other is as slow to find out that there is no way.
-        thread::sleep(LINGER);
         report
     };
     let path = match report.path {
@@ -221,6 +219,8 @@ fn play(options: &Options) -> Result<bool, Box<dyn Error>> {
         report.duplicated,
         report.corrupted,
     );
+    // The other may find out later what it reports, and needs this one for it.
+    io::copy(&mut io::stdin(), &mut io::sink())?;
     // The conversation is over; whether the server noticed is not part of it.
     let _ = session.leave();
     Ok(!converses || (report.received > 0 && report.corrupted == 0))
@@ -266,7 +266,9 @@ fn settle(
     let mut has_tried = false;
     let relays_only = options.policy == PathPolicy::RelayOnly
         || options.strategies == Strategies::only(Strategy::Relay);
-    while met.elapsed() < options.settle {
+    // Attempts that are under way come to an end by themselves.
+    let is_open = || link.path() == Path::Punching && met.elapsed() < options.timeout;
+    while met.elapsed() < options.settle || is_open() {
         match link.path() {
             Path::Direct => break,
             Path::Punching => has_tried = true,
@@ -358,9 +360,13 @@ fn converse(link: &Link, options: &Options) -> Result<Report, Box<dyn Error>> {
     let mut farewells = 0;
     loop {
         if report.sent < options.count {
-            link.send(&numbered(report.sent))?;
-            report.sent += 1;
-            report.path = link.path();
+            if report.sent < report.received + WINDOW {
+                link.send(&numbered(report.sent))?;
+                report.sent += 1;
+                report.path = link.path();
+            } else if heard.elapsed() > 5_000 * MS {
+                break;
+            }
         } else {
             // The other may have gone already, having heard everything.
             if link.send(&[DONE]).is_err() {

@@ -70,10 +70,18 @@ impl Stream {
         Self::over(Wire::Tcp(socket))
     }
 
+    /// The handshake is done with the first message that is sent, unless [`Stream::shake_hands`] was called.
     pub fn over_tls(socket: TcpStream, config: &Arc<ClientConfig>) -> Self {
         let name = "localhost".try_into().unwrap();
         let session = ClientConnection::new(Arc::clone(config), name).unwrap();
         Self::over(Wire::Tls(Box::new(StreamOwned::new(session, socket))))
+    }
+
+    /// Does what TLS has to do before messages, which waits for the server as long as the socket's read timeout lets it.
+    pub fn shake_hands(&mut self) {
+        if let Wire::Tls(tls) = &mut self.wire {
+            tls.conn.complete_io(&mut tls.sock).unwrap();
+        }
     }
 
     /// No stream, but datagrams.

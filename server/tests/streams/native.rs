@@ -26,12 +26,16 @@ struct Player {
 }
 
 impl Player {
-    fn new(server: SocketAddr, link: Link, seed: u8) -> Self {
+    fn new(server: SocketAddr, mut link: Link, seed: u8) -> Self {
         // A look for what has come takes no longer than this.
         let timeout = Some(Duration::from_millis(2));
-        match &link {
+        match &mut link {
             Link::Udp(socket) => socket.set_read_timeout(timeout).unwrap(),
-            Link::Stream(stream) => stream.socket().set_read_timeout(timeout).unwrap(),
+            Link::Stream(stream) => {
+                // A handshake may take longer.
+                stream.shake_hands();
+                stream.socket().set_read_timeout(timeout).unwrap();
+            }
         }
         let server = Addr::new(server);
         let config = Config::new(server, "game");
