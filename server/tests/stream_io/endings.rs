@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use waypost_server::packet_io::{
     STREAM_QUEUE_BYTES, SendRefused, StreamId, StreamIo, TcpOptions, bind_tcp_listener,
