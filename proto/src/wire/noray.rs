@@ -451,8 +451,10 @@ mod tests {
 
         #[test]
         fn no_input_makes_it_panic(input in prop::collection::vec(any::<u8>(), 0..600)) {
+            let has_quotes = input.contains(&b'"');
             for (name, _, data) in cut(&[&input]) {
-                prop_assert!(!name.contains(&b' ') || !name.contains(&b'\n'));
+                // Only within quotes a name goes on.
+                prop_assert!(has_quotes || !name.contains(&b' ') && !name.contains(&b'\n'));
                 let _ = Command::new(&name, &data).unquoted();
             }
         }
