@@ -181,9 +181,10 @@ fn filtering(server: SocketAddr) -> Result<Behaviour, Error> {
     if prober.hears(server, OTHER_IP | OTHER_PORT)? {
         return Ok(Behaviour::EndpointIndependent);
     }
-    Ok(match prober.hears(server, OTHER_PORT)? {
-        true => Behaviour::AddressDependent,
-        false => Behaviour::AddressAndPortDependent,
+    Ok(if prober.hears(server, OTHER_PORT)? {
+        Behaviour::AddressDependent
+    } else {
+        Behaviour::AddressAndPortDependent
     })
 }
 

@@ -9,12 +9,11 @@ use std::hash::Hasher;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 use siphasher::sip::SipHasher24;
 use subtle::ConstantTimeEq;
 
 use crate::addr::{ClientAddr, ProvenAddr};
+use crate::wire::digest::hmac_sha256;
 use crate::wire::native::{NONCE_LEN, first_16};
 
 /// Seconds for which a nonce is accepted.
@@ -44,10 +43,7 @@ impl ServerSecret {
     /// HMAC-SHA256 of `parts` under this secret, cut to 16 bytes.
     #[must_use]
     pub fn derive(&self, parts: &[&[u8]]) -> [u8; 16] {
-        let mut mac =
-            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
-        parts.iter().for_each(|part| mac.update(part));
-        first_16(&mac.finalize().into_bytes())
+        first_16(&hmac_sha256(&self.0, parts))
     }
 }
 

@@ -10,7 +10,7 @@ use waypost_server::mmsg::Mmsg;
 use waypost_server::packet_io::{HEADROOM, IoConfig, PacketIo, SocketId, UdpOptions, bind_udp};
 use waypost_server::ring::Ring;
 
-use backends::{V4, suite};
+use backends::{V4, rings_while_it_sleeps, suite};
 
 /// A wait that ends a hung test; no test passes because of it.
 const HANG: Duration = Duration::from_secs(20);
@@ -408,31 +408,18 @@ fn removing_a_starved_socket_works(mut io: impl PacketIo, ip: IpAddr) {
 }
 
 fn doorbells_end_the_sleep(mut io: impl PacketIo, _: IpAddr) {
-    let bell = io.doorbell();
-    let (asleep, wake) = std::sync::mpsc::channel();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            while wake.recv().is_ok() {
-                bell.ring();
-            }
-        });
-        for _ in 0..50 {
-            asleep.send(()).unwrap();
-            let before = io.stats().doorbells;
-            while io.stats().doorbells == before {
-                io.turn(None).unwrap();
-            }
+    let turn_until_more = |io: &mut _, before| {
+        while PacketIo::stats(io).doorbells == before {
+            PacketIo::turn(io, None).unwrap();
         }
-        drop(asleep);
-    });
+    };
+    rings_while_it_sleeps(&mut io, turn_until_more);
     // Rung while nobody sleeps.
     let bell = io.doorbell();
     bell.ring();
     bell.clone().ring();
     let before = io.stats().doorbells;
-    while io.stats().doorbells == before {
-        io.turn(None).unwrap();
-    }
+    turn_until_more(&mut io, before);
 }
 
 fn a_turn_without_sockets_ends(mut io: impl PacketIo, _: IpAddr) {

@@ -5,9 +5,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit, Mac};
-use sha1::Sha1;
 
+use crate::wire::digest::hmac_sha1;
 use crate::wire::native::{Fields, method};
 use crate::wire::stun::{Integrity, Message};
 
@@ -33,9 +32,7 @@ impl std::fmt::Debug for RendezvousAccess {
 /// The password of a time-limited username under `secret`.
 #[must_use]
 pub fn time_limited_password(secret: &[u8], username: &str) -> String {
-    let mut mac = Hmac::<Sha1>::new_from_slice(secret).expect("HMAC takes keys of any length");
-    mac.update(username.as_bytes());
-    STANDARD.encode(mac.finalize().into_bytes())
+    STANDARD.encode(hmac_sha1(secret, &[username.as_bytes()]))
 }
 
 impl RendezvousAccess {

@@ -2,7 +2,7 @@
 //! Nothing here keeps state, and no input can make it panic.
 
 pub mod channel_data;
-mod digest;
+pub(crate) mod digest;
 #[cfg(feature = "server")]
 pub mod godot_p2p;
 pub mod join_code;

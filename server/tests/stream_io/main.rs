@@ -18,7 +18,7 @@ use waypost_server::packet_io::{
     TURN_DATAGRAMS, TcpOptions, UdpOptions, bind_tcp_listener, bind_udp,
 };
 
-use backends::suite;
+use backends::{rings_while_it_sleeps, suite};
 use endings::{
     a_closed_half_is_an_end, a_drop_ends_everything, a_flush_delivers_the_last_bytes,
     a_flush_does_not_wait_for_the_peer, a_reset_is_an_end, a_stale_id_does_nothing,
@@ -250,20 +250,8 @@ fn doorbells_wake_among_streams(mut io: impl StreamIo, ip: IpAddr) {
     let (_, at) = listen(&mut io, ip);
     let mut seen = Seen::default();
     let (_peer, _) = seen.accept(&mut io, at);
-    let bell = io.doorbell();
-    let (asleep, wake) = std::sync::mpsc::channel();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            while wake.recv().is_ok() {
-                bell.ring();
-            }
-        });
-        for _ in 0..50 {
-            asleep.send(()).unwrap();
-            let before = io.stats().doorbells;
-            seen.until(&mut io, |io, _| io.stats().doorbells > before);
-        }
-        drop(asleep);
+    rings_while_it_sleeps(&mut io, |io, before| {
+        seen.until(io, |io, _| io.stats().doorbells > before);
     });
 }
 
